@@ -1,0 +1,1 @@
+"""The tiny model, tokenizer and data sets that ship with ptcli."""

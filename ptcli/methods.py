@@ -1,0 +1,172 @@
+"""The table of methods. Everything that differs between two methods stands in a row here and nowhere else.
+
+Trainers and configs are import strings ("module:Class") of the pinned TRL, so that this module imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Literal
+
+Backend = Literal["vllm", "transformers"]
+
+
+class DatasetType(StrEnum):
+    """TRL's dataset types (its page "Dataset formats and types")."""
+
+    LANGUAGE_MODELING = "language modeling"
+    """`text` or `messages`."""
+    PROMPT_ONLY = "prompt-only"
+    """`prompt`."""
+    PROMPT_COMPLETION = "prompt-completion"
+    """`prompt`, `completion`."""
+    PREFERENCE = "preference"
+    """`chosen`, `rejected`, and `prompt` or an implicit one."""
+    UNPAIRED_PREFERENCE = "unpaired preference"
+    """`prompt`, `completion`, `label`."""
+    STEPWISE_SUPERVISION = "stepwise supervision"
+    """`prompt`, `completions`, `labels`."""
+
+
+class Batching(StrEnum):
+    """How a trainer turns batch arguments into sequences (measured, one function each in `ptcli.plan.batch`)."""
+
+    PLAIN = "plain"
+    """per-device batch x gradient accumulation x world size."""
+    GENERATION = "generation"
+    """GRPO's: groups of `num_generations` in a generation batch that is sliced into steps."""
+    PAIRS = "pairs"
+    """Two completions a prompt, no divisibility rule (OnlineDPO and its children)."""
+    PPO = "ppo"
+    """Mini-batches of a rollout batch."""
+
+
+Section = Literal["rewards", "reward_model", "value_model", "teacher", "ref_model"]
+Head = Literal["causal_lm", "sequence_classification", "token_classification"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to post-train a model."""
+
+    name: str
+    title: str
+    """The field's name for it, in a few words."""
+    trainer: str
+    """Import string of the trainer."""
+    config: str
+    """Import string of its config dataclass."""
+    datasets: tuple[DatasetType, ...]
+    """Accepted dataset types, the usual one first."""
+    smoke_data: str
+    """Shipped data set that `--smoke` puts in the place of hub data."""
+    online: bool = False
+    """True when the trainer generates completions while it trains."""
+    batching: Batching = Batching.PLAIN
+    needs: tuple[Section, ...] = ()
+    """Sections that the recipe must have."""
+    takes: tuple[Section, ...] = ()
+    """Sections that it may have besides."""
+    backends: tuple[Backend, ...] = ()
+    """Where completions can come from; empty when the method is not online or always generates by itself."""
+    head: Head = "causal_lm"
+    arguments: Mapping[str, str] = MappingProxyType({})
+    """Trainer argument -> recipe section, where the two have different names."""
+
+    @property
+    def sections(self) -> tuple[Section, ...]:
+        """Every method-specific section that the recipe may have."""
+        return self.needs + self.takes
+
+
+_D = DatasetType
+_ROLLOUTS: tuple[Backend, ...] = ("vllm", "transformers")
+
+_ROWS = (
+    Method(
+        "sft", "supervised fine-tuning", "trl:SFTTrainer", "trl:SFTConfig",
+        (_D.LANGUAGE_MODELING, _D.PROMPT_COMPLETION), "builtin:arithmetic-messages",
+    ),
+    Method(
+        "dpo", "direct preference optimisation", "trl:DPOTrainer", "trl:DPOConfig",
+        (_D.PREFERENCE,), "builtin:arithmetic-preference", takes=("ref_model",),
+    ),
+    Method(
+        "kto", "Kahneman-Tversky optimisation", "trl:KTOTrainer", "trl:KTOConfig",
+        (_D.UNPAIRED_PREFERENCE, _D.PREFERENCE), "builtin:arithmetic-unpaired", takes=("ref_model",),
+    ),
+    Method(
+        "cpo", "contrastive preference optimisation", "trl.experimental.cpo:CPOTrainer",
+        "trl.experimental.cpo:CPOConfig", (_D.PREFERENCE,), "builtin:arithmetic-preference",
+    ),
+    Method(
+        "orpo", "odds-ratio preference optimisation", "trl.experimental.orpo:ORPOTrainer",
+        "trl.experimental.orpo:ORPOConfig", (_D.PREFERENCE,), "builtin:arithmetic-preference",
+    ),
+    Method(
+        "bco", "binary classifier optimisation", "trl.experimental.bco:BCOTrainer", "trl.experimental.bco:BCOConfig",
+        (_D.UNPAIRED_PREFERENCE, _D.PREFERENCE), "builtin:arithmetic-unpaired", takes=("ref_model",),
+    ),
+    Method(
+        "grpo", "group relative policy optimisation", "trl:GRPOTrainer", "trl:GRPOConfig",
+        (_D.PROMPT_ONLY,), "builtin:arithmetic", online=True, batching=Batching.GENERATION,
+        needs=("rewards",), backends=_ROLLOUTS,
+    ),
+    Method(
+        "rloo", "REINFORCE leave-one-out", "trl:RLOOTrainer", "trl:RLOOConfig",
+        (_D.PROMPT_ONLY,), "builtin:arithmetic", online=True, batching=Batching.GENERATION,
+        needs=("rewards",), backends=_ROLLOUTS,
+    ),
+    Method(
+        "online_dpo", "online DPO", "trl.experimental.online_dpo:OnlineDPOTrainer",
+        "trl.experimental.online_dpo:OnlineDPOConfig", (_D.PROMPT_ONLY,), "builtin:arithmetic", online=True,
+        batching=Batching.PAIRS, needs=("rewards",), takes=("ref_model",), backends=_ROLLOUTS,
+    ),
+    Method(
+        "xpo", "exploratory preference optimisation", "trl.experimental.xpo:XPOTrainer",
+        "trl.experimental.xpo:XPOConfig", (_D.PROMPT_ONLY,), "builtin:arithmetic", online=True,
+        batching=Batching.PAIRS, needs=("reward_model",), takes=("ref_model",), backends=("transformers",),
+        arguments=MappingProxyType({"reward_funcs": "reward_model"}),
+    ),
+    Method(
+        "nash_md", "Nash mirror descent", "trl.experimental.nash_md:NashMDTrainer",
+        "trl.experimental.nash_md:NashMDConfig", (_D.PROMPT_ONLY,), "builtin:arithmetic", online=True,
+        batching=Batching.PAIRS, needs=("reward_model",), takes=("ref_model",), backends=("transformers",),
+        arguments=MappingProxyType({"reward_funcs": "reward_model"}),
+    ),
+    Method(
+        "ppo", "proximal policy optimisation", "trl.experimental.ppo:PPOTrainer", "trl.experimental.ppo:PPOConfig",
+        (_D.PROMPT_ONLY,), "builtin:arithmetic", online=True, batching=Batching.PPO,
+        needs=("reward_model",), takes=("value_model", "ref_model"),
+    ),
+    Method(
+        "reward", "reward model", "trl:RewardTrainer", "trl:RewardConfig",
+        (_D.PREFERENCE,), "builtin:arithmetic-preference", head="sequence_classification",
+    ),
+    Method(
+        "prm", "process reward model", "trl.experimental.prm:PRMTrainer", "trl.experimental.prm:PRMConfig",
+        (_D.STEPWISE_SUPERVISION,), "builtin:arithmetic-steps", head="token_classification",
+    ),
+    Method(
+        "gkd", "generalised knowledge distillation", "trl.experimental.gkd:GKDTrainer",
+        "trl.experimental.gkd:GKDConfig", (_D.LANGUAGE_MODELING,), "builtin:arithmetic-messages", online=True,
+        needs=("teacher",), arguments=MappingProxyType({"teacher_model": "teacher"}),
+    ),
+    Method(
+        "minillm", "reverse-KL distillation", "trl.experimental.minillm:MiniLLMTrainer",
+        "trl.experimental.minillm:MiniLLMConfig", (_D.PROMPT_ONLY,), "builtin:arithmetic", online=True,
+        batching=Batching.GENERATION, needs=("teacher",), takes=("rewards",), backends=_ROLLOUTS,
+        arguments=MappingProxyType({"teacher_model": "teacher"}),
+    ),
+    Method(
+        "distillation", "on-policy distillation", "trl:DistillationTrainer", "trl:DistillationConfig",
+        (_D.PROMPT_ONLY,), "builtin:arithmetic", online=True,
+        needs=("teacher",), backends=_ROLLOUTS, arguments=MappingProxyType({"teacher_model": "teacher"}),
+    ),
+)  # fmt: skip
+
+METHODS: Mapping[str, Method] = MappingProxyType({row.name: row for row in _ROWS})
+"""Every method by the name that a recipe's `method` uses."""

@@ -1,0 +1,1 @@
+"""From YAML files to a `Recipe`, with every error where it was made."""

@@ -1,0 +1,197 @@
+"""What a recipe may say: one frozen pydantic model a section, unknown keys refused everywhere.
+
+A `Recipe` is what `ptcli.recipe.loading.load_recipe` returns: `extends` merged, interpolation done, overrides applied,
+local paths absolute. `training`, `peft` and the like are passed on to the library's own dataclass; their keys and types
+are checked by `ptcli.recipe.catalogue`, not here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+GPUs = int | list[int | str]
+Gpus = Annotated[GPUs, Field(description="A count, or a list of indices or UUIDs of visible GPUs.")]
+
+
+class Section(BaseModel):
+    """Base of every section."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+
+class ModelSpec(Section):
+    """A model: the one that is trained, its reference, a reward or value model, or a teacher."""
+
+    path: str
+    """A hub id, a folder, `builtin:NAME`, or a run directory (its final model; `RUN@500` is its checkpoint 500)."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    dtype: Dtype | None = None
+    """Type the weights are held in while training. Default: float32, mixed precision being `training.bf16`."""
+    attn_implementation: str | None = None
+    """`sdpa`, `eager`, `flash_attention_2`, or a kernel repository, as in `from_pretrained`."""
+    quantization: dict[str, Any] | None = None
+    """Fields of transformers' BitsAndBytesConfig, as `{load_in_4bit: true}`."""
+    adapter: Literal["continue", "merge", "new"] | None = None
+    """What to do when `path` is itself a PEFT adapter: train it on, merge it first, or put a new one on its base."""
+    chat_template: str | None = None
+    """A Jinja file, or the name of a template that TRL ships."""
+    eos_token: str | None = None
+    """End-of-sequence token, when the tokenizer's own is not what ends a turn."""
+    pad_token: str | None = None
+    """Padding token, when the tokenizer has none or it equals the end-of-sequence token."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off unless you have read that code."""
+    init_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of `from_pretrained`."""
+
+
+class DataEntry(Section):
+    """One source of rows."""
+
+    path: str
+    """A hub id, a file, a folder, a glob, or `builtin:NAME`."""
+    name: str | None = None
+    """Configuration of a hub dataset."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub dataset."""
+    split: str = "train"
+    """Split of a hub dataset or folder; slices as in `train[:1000]` work."""
+    rename: dict[str, str] = Field(default_factory=dict)
+    """Columns to rename, old name to new name."""
+    shuffle: bool | int = False
+    """Shuffle the rows, with the recipe's seed or with this one."""
+    take: Annotated[int, Field(ge=1)] | None = None
+    """Keep the first N rows, after shuffling."""
+
+
+class DataSpec(Section):
+    """The rows to train and to evaluate on."""
+
+    train: Annotated[list[DataEntry], Field(min_length=1)]
+    """Sources of the training rows, concatenated in this order."""
+    eval: list[DataEntry] | dict[str, list[DataEntry]] | float | None = None
+    """Sources of the evaluation rows, named lists of them, or the fraction of the training rows to hold out."""
+
+
+class RewardSpec(Section):
+    """A reward: a function, or a reward model."""
+
+    use: str
+    """`package.module:function`, `file.py:function`, or the path of a reward model."""
+    weight: float = 1.0
+    """Factor of this reward in the sum."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments that are bound to the function before training."""
+    timeout: Annotated[float, Field(gt=0)] | None = None
+    """Seconds a call may take."""
+
+
+class RolloutsSpec(Section):
+    """Where the completions of an online method come from."""
+
+    backend: Literal["vllm", "transformers"] | None = None
+    """`vllm`, or `transformers` (generation in the trainer itself). Default: vllm when this section says anything."""
+    mode: Literal["server", "colocate"] = "server"
+    """vLLM as a server on GPUs of its own, or inside the trainer."""
+    gpus: Gpus | None = None
+    """GPUs of the server: a count (the first N visible), or a list of indices or UUIDs."""
+    tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
+    """GPUs that share one copy of the model."""
+    data_parallel_size: Annotated[int, Field(ge=1)] | None = None
+    """Copies of the model. Default: GPUs / tensor_parallel_size."""
+    dtype: Dtype | None = None
+    """Type the server computes in. Default: what the trainer computes in."""
+    max_model_len: Annotated[int, Field(ge=1)] | None = None
+    """Longest prompt plus completion, in tokens. Default: the model's own limit."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of each server GPU's memory that vLLM may take. Default: 0.9."""
+    host: str = "127.0.0.1"
+    """Address that the server listens on. Anything but loopback exposes unauthenticated control endpoints."""
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Port of the server. Default: a free one."""
+    group_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Port over which trainer and server meet for the weight sync. Default: a free one."""
+    url: str | None = None
+    """A server that already runs (`ptcli serve-rollouts`), as `http://127.0.0.1:8000`."""
+    startup_timeout: Annotated[float, Field(gt=0)] | None = None
+    """Seconds the server may take to become ready. Default: 1800, or 300 in smoke."""
+    engine: dict[str, Any] = Field(default_factory=dict)
+    """Any other flag of `vllm serve`, as `{enable_prefix_caching: true}`."""
+
+
+class LaunchSpec(Section):
+    """How the trainer's processes are started."""
+
+    accelerate: str | None = None
+    """A file of accelerate_configs/ by name (single, ddp, fsdp2, zero2, zero3), or a path. Default: single or ddp."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train. `auto` means GPUs, and their absence is an error."""
+    gpus: Gpus | None = None
+    """GPUs of the trainer on each node. Default: every visible GPU that rollouts do not take."""
+    processes: Annotated[int, Field(ge=1)] | None = None
+    """Processes on a CPU. Default: 1."""
+    nodes: Annotated[int, Field(ge=1)] = 1
+    """Machines that train together."""
+    env: dict[str, str] = Field(default_factory=dict)
+    """Environment variables for trainer and server. Secrets as `${oc.env:NAME}`: they are never written out."""
+
+
+class GuardsSpec(Section):
+    """What stops a run that is lost."""
+
+    no_progress_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Seconds without a finished step that end the run. Default: max(600, 5 x the median step); smoke: 60."""
+
+
+class CallbackSpec(Section):
+    """A transformers TrainerCallback of your own."""
+
+    use: str
+    """`file.py:Class` or `package.module:Class`."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of its constructor."""
+
+
+class Recipe(Section):
+    """One training run."""
+
+    name: str
+    """Name of the run. Default: the recipe's file name."""
+    method: str
+    """Training method; `ptcli methods` lists them."""
+    seed: int = 42
+    """Seed of everything random."""
+    output_dir: str
+    """Run directory, relative to the working directory. Default: `runs/<name>`."""
+    model: ModelSpec
+    """The model to train."""
+    ref_model: ModelSpec | None = None
+    """Reference model. Default: the model before training."""
+    reward_model: ModelSpec | None = None
+    """Reward model of ppo, xpo and nash_md."""
+    value_model: ModelSpec | None = None
+    """Value model of ppo."""
+    teacher: ModelSpec | None = None
+    """Teacher of gkd, minillm and distillation."""
+    data: DataSpec
+    """The rows to train and evaluate on."""
+    rewards: list[RewardSpec] = Field(default_factory=list)
+    """Rewards of grpo, rloo, online_dpo and, if wanted, minillm."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Any field of the method's TRL config."""
+    peft: dict[str, Any] | None = None
+    """Train an adapter: `type` (lora by default) and any field of its PEFT config."""
+    rollouts: RolloutsSpec = Field(default_factory=RolloutsSpec)
+    """Where the completions of an online method come from."""
+    launch: LaunchSpec = Field(default_factory=LaunchSpec)
+    """How the trainer's processes are started."""
+    guards: GuardsSpec = Field(default_factory=GuardsSpec)
+    """What stops a run that is lost."""
+    callbacks: list[CallbackSpec] = Field(default_factory=list)
+    """TrainerCallbacks of your own."""

@@ -1,0 +1,1 @@
+"""The vLLM rollout server: its command, its readiness, and weight sync without CUDA."""

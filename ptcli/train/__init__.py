@@ -1,0 +1,1 @@
+"""What `accelerate launch` runs: from the resolved recipe to a TRL trainer. Heavy imports live here."""
