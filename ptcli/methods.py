@@ -6,7 +6,7 @@ Trainers and configs are import strings ("module:Class") of the pinned TRL, so t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Literal
@@ -73,7 +73,7 @@ class Method:
     backends: tuple[Backend, ...] = ()
     """Where completions can come from; empty when the method is not online or always generates by itself."""
     head: Head = "causal_lm"
-    arguments: Mapping[str, str] = MappingProxyType({})
+    arguments: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Trainer argument -> recipe section, where the two have different names."""
 
     @property
