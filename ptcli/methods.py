@@ -5,11 +5,14 @@ Trainers and configs are import strings ("module:Class") of the pinned TRL, so t
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Literal
+
+from ptcli.errors import Problem, RequestError
 
 Backend = Literal["vllm", "transformers"]
 
@@ -170,3 +173,16 @@ _ROWS = (
 
 METHODS: Mapping[str, Method] = MappingProxyType({row.name: row for row in _ROWS})
 """Every method by the name that a recipe's `method` uses."""
+
+
+def find_method(name: str) -> Method:
+    """The row of a method.
+
+    Raises:
+        RequestError: when there is none of that name, with the nearest one.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    nearest = difflib.get_close_matches(name, METHODS, 1)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"methods: {', '.join(METHODS)}"
+    raise RequestError(Problem(f"unknown method {name!r}", fix=hint))

@@ -1,0 +1,210 @@
+"""The command line: commands of a few lines each, and the only place that prints errors and picks exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ptcli.errors import Interrupted, PtcliError, RequestError
+from ptcli.request import Request, plan_request
+
+if TYPE_CHECKING:
+    from ptcli.plan.model import Plan
+
+app = typer.Typer(
+    name="ptcli",
+    help="Post-train a language model from one YAML recipe: checked, planned, supervised.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The YAML recipe.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]",
+        help="Override any key of the recipe, with dots: training.learning_rate=1e-6, data.train.0.path=my.jsonl.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout, nothing else there.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Show ptcli's version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from ptcli import __version__
+
+        typer.echo(f"ptcli {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan: what would be written and run. Starts nothing.")
+    ] = False,
+    assume_gpus: Annotated[
+        str | None,
+        typer.Option(metavar="SPEC", help="With --dry-run: plan for another machine, as 8, 8x80GiB or 2x8x80GiB."),
+    ] = None,
+    smoke: Annotated[
+        bool,
+        typer.Option("--smoke", help="The same recipe, shrunk to run here in a minute or two: no GPU, no hub."),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Throw away what an earlier run left in the output directory.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a model; for online methods, also start and supervise the vLLM server.
+
+    Examples:
+
+      ptcli train recipes/grpo.yaml --dry-run --assume-gpus 8x80GiB
+
+      ptcli train recipes/sft.yaml --smoke
+
+      ptcli train recipes/dpo.yaml training.beta=0.05 output_dir=runs/dpo-05
+    """
+    if assume_gpus is not None and not dry_run:
+        raise RequestError("--assume-gpus plans for a machine that is not this one; it needs --dry-run")
+    plan = plan_request(Request(recipe, tuple(overrides or ()), smoke, assume_gpus))
+    if dry_run:
+        _print_plan(plan, as_json)
+    else:
+        _run(plan, overwrite=overwrite, as_json=as_json)
+
+
+@app.command("serve-rollouts")
+def serve_rollouts(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Run only the vLLM rollout server of a recipe, in the foreground.
+
+    The trainer, in a second terminal, uses it through rollouts.url:
+
+      ptcli serve-rollouts recipes/grpo.yaml rollouts.port=8000
+
+      ptcli train recipes/grpo.yaml rollouts.url=http://127.0.0.1:8000
+    """
+    from ptcli.run.panel import choose_view
+    from ptcli.run.supervise import serve
+
+    plan = plan_request(Request(recipe, tuple(overrides or ()), server_only=True))
+    _print_notes(plan)
+    raise typer.Exit(serve(plan, view=choose_view(quiet=False)))
+
+
+@app.command()
+def schema(
+    method: Annotated[str | None, typer.Argument(metavar="[METHOD]", help="Only what this method takes.")] = None,
+) -> None:
+    """Print the JSON schema of a recipe, for editors.
+
+    The shipped copies are what a recipe's first line points at:
+
+      # yaml-language-server: $schema=schema/grpo.json
+    """
+    from ptcli.methods import find_method
+    from ptcli.recipe.schema import recipe_schema
+
+    _print_json(recipe_schema(find_method(method).name if method else None))
+
+
+@app.command()
+def methods(as_json: Json = False) -> None:
+    """List the methods: their data, what each needs, whether it is online."""
+    from ptcli.methods import METHODS
+
+    if as_json:
+        return _print_json([_method_facts(row) for row in METHODS.values()])
+    for row in METHODS.values():
+        kind = "online " if row.online else "offline"
+        needs = f"; needs {', '.join(row.needs)}" if row.needs else ""
+        typer.echo(f"{row.name:13} {kind}  {row.title}: {' or '.join(row.datasets)} data{needs}")
+    return None
+
+
+def _method_facts(row: Any) -> dict[str, Any]:
+    names = ("name", "title", "trainer", "online", "needs", "takes", "backends")
+    return {name: getattr(row, name) for name in names} | {"datasets": [str(kind) for kind in row.datasets]}
+
+
+def _print_plan(plan: Plan, as_json: bool) -> None:
+    from ptcli.plan.render import render_json, render_text
+
+    if as_json:
+        _print_json(render_json(plan))
+    else:
+        typer.echo(render_text(plan))
+
+
+def _run(plan: Plan, *, overwrite: bool, as_json: bool) -> None:
+    """Run a plan to its end and leave with its exit code."""
+    from ptcli.run.panel import choose_view
+    from ptcli.run.rundir import RunDirectory
+    from ptcli.run.supervise import supervise
+
+    if plan.nodes > 1:
+        raise RequestError("launch.nodes: runs on more than one node can be planned (--dry-run) but not started yet")
+    _print_notes(plan)
+    with RunDirectory(plan.output_dir).prepare(plan, overwrite=overwrite) as rundir:
+        status = supervise(plan, rundir, view=choose_view(quiet=as_json))
+    if as_json:
+        _print_json(status.as_dict())
+    else:
+        _print_outcome(plan, status)
+    raise typer.Exit(status.exit_code)
+
+
+def _print_outcome(plan: Plan, status: Any) -> None:
+    from ptcli.run.report import outcome_lines
+
+    for line in outcome_lines(plan, status):
+        typer.echo(line)
+
+
+def _print_notes(plan: Plan) -> None:
+    for note in plan.notes:
+        typer.echo(f"note: {note}", err=True)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+@contextmanager
+def _errors_reported() -> Iterator[None]:
+    """Turn every error that ptcli raises on purpose into a message on stderr and an exit code."""
+    try:
+        yield
+    except RequestError as error:
+        for problem in error.problems:
+            typer.echo(f"error: {problem}", err=True)
+        raise SystemExit(error.exit_code) from None
+    except PtcliError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        raise SystemExit(Interrupted(2).exit_code) from None
+    except BrokenPipeError:
+        # The reader of a pipe (`| head`) has seen enough; without this, Python complains once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+
+
+def main() -> None:
+    with _errors_reported():
+        app()

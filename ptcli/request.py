@@ -1,0 +1,91 @@
+"""From what a person typed to a plan. Recipe, overrides and machine are read; all that is wrong is said at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ptcli.errors import Problem, RequestError
+
+if TYPE_CHECKING:
+    from ptcli.plan.model import Machine, Plan
+    from ptcli.recipe.model import Recipe
+
+SMOKE_NO_PROGRESS_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """A recipe and how it shall be run."""
+
+    recipe: Path
+    overrides: tuple[str, ...] = ()
+    smoke: bool = False
+    assume_gpus: str | None = None
+    """Plan for this machine instead of the one at hand (`8x80GiB`)."""
+    server_only: bool = False
+    """Plan only the rollout server (`ptcli serve-rollouts`)."""
+
+
+def plan_request(request: Request) -> Plan:
+    """Plan a run. Reads files and the machine; starts and writes nothing.
+
+    Raises:
+        RequestError: with every problem of the recipe, its bases, the overrides and the machine.
+    """
+    from ptcli.plan.build import build_plan
+    from ptcli.recipe.loading import load_recipe
+
+    loaded = load_recipe(request.recipe, request.overrides)
+    if loaded.recipe is None:
+        raise RequestError(loaded.problems)
+    recipe, replacements = _shrunk(loaded.recipe) if request.smoke else (loaded.recipe, ())
+    problems = list(loaded.problems)
+    machine = _machine(request, recipe, problems)
+    plan = None
+    if machine:
+        planned = build_plan(recipe, machine, output_dir=_output_dir(request, recipe), server_only=request.server_only)
+        plan = planned.plan
+        problems += [loaded.sources.locate(problem) for problem in planned.problems]
+    if problems or plan is None:
+        raise RequestError(_once(problems))
+    if request.smoke:
+        limit = recipe.guards.no_progress_seconds or SMOKE_NO_PROGRESS_SECONDS
+        plan = replace(plan, smoke=True, no_progress_seconds=limit, notes=(*replacements, *plan.notes))
+    return plan
+
+
+def _shrunk(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
+    from ptcli.plan.smoke import shrink
+
+    return shrink(recipe)
+
+
+def _machine(request: Request, recipe: Recipe, problems: list[Problem]) -> Machine | None:
+    """The machine to plan for; None, with a problem added, when it can't be told."""
+    from ptcli.plan.machine import assume_machine, read_machine
+
+    if request.assume_gpus is None:
+        return read_machine(recipe)
+    try:
+        return assume_machine(request.assume_gpus)
+    except RequestError as error:
+        problems += error.problems
+        return None
+
+
+def _output_dir(request: Request, recipe: Recipe) -> Path:
+    """The run directory. A smoke run gets one of its own, unless the command line names the place."""
+    output_dir = Path(recipe.output_dir).expanduser().absolute()
+    named = any(override.partition("=")[0].strip() == "output_dir" for override in request.overrides)
+    if request.smoke and not named:
+        return output_dir.with_name(output_dir.name + "-smoke")
+    return output_dir
+
+
+def _once(problems: Sequence[Problem]) -> list[Problem]:
+    """Problems without repeats, in the order of the files they are in."""
+    unique = list(dict.fromkeys(problems))
+    return sorted(unique, key=lambda p: (p.where.file, p.where.line, p.where.column) if p.where else ("", 0, 0))
