@@ -38,6 +38,12 @@ class Machine:
     """Ports that the recipe asks for and that could not be bound."""
     assumed: bool = False
     """True for `--assume-gpus`: nothing here was read."""
+    visible: str | None = None
+    """CUDA_VISIBLE_DEVICES as the caller set it; None when it is unset."""
+    device_order: str = "PCI_BUS_ID"
+    """CUDA_DEVICE_ORDER that gives the index tokens their meaning."""
+    threads: int | None = None
+    """OMP_NUM_THREADS as the caller set it."""
 
 
 @dataclass(frozen=True)
