@@ -1,0 +1,5 @@
+"""`python -m ptcli` is `ptcli`."""
+
+from ptcli.cli import main
+
+main()

@@ -1,0 +1,52 @@
+"""The README is true: its commands plan, its recipes load."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def _lines(program: str) -> list[str]:
+    return [line for block in _blocks("bash") for line in block.splitlines() if line.startswith(program + " ")]
+
+
+@pytest.mark.parametrize("line", _lines("ptcli"))
+def test_command(line: str, ptcli: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    arguments = shlex.split(line)[1:]
+    if arguments[0] == "serve-rollouts":  # its dry form is the same recipe's plan
+        arguments[0] = "train"
+    if arguments[0] == "train" and "--dry-run" not in arguments:
+        arguments += ["--dry-run"] if "--smoke" in arguments else ["--dry-run", "--assume-gpus", "8x80GiB"]
+    result = ptcli(*arguments)
+    assert result.code == 0, result.err
+
+
+@pytest.mark.parametrize("line", _lines("make"))
+def test_make_target(line: str) -> None:
+    assert re.search(rf"^{line.split()[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("text", _blocks("yaml"))
+def test_recipe(text: str, tmp_path: Path, ptcli: Callable) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(text)
+    result = ptcli("train", recipe, "--dry-run", "--assume-gpus", "8x80GiB")
+    assert result.code == 0, result.err
+
+
+def test_every_command_is_mentioned(ptcli: Callable) -> None:
+    commands = re.findall(r"^  ([a-z-]+)  +", ptcli("--help").out.partition("Commands:")[2], re.MULTILINE)
+    assert len(commands) >= 4
+    assert [name for name in commands if f"ptcli {name}" not in README] == []
