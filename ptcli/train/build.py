@@ -1,0 +1,134 @@
+"""From a recipe to a TRL trainer, by the method's row and the trainer's own constructor; no method is named here."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, set_seed
+
+from ptcli.errors import WorkError
+from ptcli.methods import METHODS, Head, Method
+from ptcli.recipe.model import ModelSpec, Recipe
+from ptcli.recipe.secrets import reveal
+from ptcli.train.config import training_arguments
+from ptcli.train.data import load_data
+from ptcli.train.models import (
+    base_path,
+    is_adapter,
+    load_model,
+    load_processor,
+    peft_config,
+    quantization_config,
+)
+from ptcli.train.objects import import_class
+from ptcli.train.rewards import Reward, load_rewards
+
+SECTION_OF = {"reward_funcs": "rewards", "teacher_model": "teacher"}
+"""Trainer argument -> recipe section, where the names differ and METHODS does not say otherwise."""
+
+SCORERS = frozenset({"reward_model", "value_model"})
+"""Sections whose model gives a score instead of a next token."""
+
+
+def build_trainer(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> Any:
+    """The method's trainer, ready for `train()`. Raises WorkError for what the recipe's parts turn out not to be."""
+    row = METHODS[recipe.method]
+    trainer_class = import_class(row.trainer)
+    parameters = inspect.signature(trainer_class).parameters
+    by_path = loads_by_path(recipe.model, parameters)
+    arguments = build_arguments(recipe, row, by_path=by_path)
+    set_seed(recipe.seed)  # before the models: a new head starts at random
+    with arguments.main_process_first(desc="loading the data"):
+        train, evaluation = load_data(recipe)
+    given = {
+        "args": arguments,
+        "train_dataset": train,
+        "eval_dataset": evaluation,
+        "processing_class": load_processor(recipe.model, generates=row.online),
+        "peft_config": peft_config(recipe.peft, row.head),
+        "callbacks": list(callbacks),
+        **_policy(recipe, row, parameters, by_path=by_path),
+        **_sections(recipe, row, parameters),
+    }
+    return trainer_class(**{name: value for name, value in given.items() if name in parameters})
+
+
+def build_arguments(recipe: Recipe, row: Method, *, by_path: bool) -> TrainingArguments:
+    """The method's TRL config, secrets revealed.
+
+    The hub token goes into the environment instead: whatever is in the config is pickled to training_args.bin.
+    """
+    arguments = reveal(training_arguments(recipe))
+    if not by_path:
+        arguments.pop("model_init_kwargs", None)
+    token = arguments.pop("hub_token", None)
+    if token:
+        os.environ["HF_TOKEN"] = str(token)
+    try:
+        return import_class(row.config)(**arguments)
+    except (TypeError, ValueError) as error:
+        raise WorkError(f"training: {error}") from error
+
+
+def loads_by_path(spec: ModelSpec, parameters: Mapping[str, inspect.Parameter]) -> bool:
+    """True when the trainer can load this model itself; it then makes its reference in the same way."""
+    annotation = parameters["model"].annotation
+    named = annotation.split(" | ") if isinstance(annotation, str) else typing.get_args(annotation)
+    quantizes = not spec.quantization or "quantization_config" in parameters
+    return ("str" in named or str in named) and quantizes and not is_adapter(spec)
+
+
+def _policy(
+    recipe: Recipe, row: Method, parameters: Mapping[str, inspect.Parameter], *, by_path: bool
+) -> dict[str, Any]:
+    if by_path:
+        return {"model": base_path(recipe.model), "quantization_config": quantization_config(recipe.model)}
+    return {"model": load_model(recipe.model, row.head)}
+
+
+def _sections(recipe: Recipe, row: Method, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """The arguments that the method's own sections stand for: rewards, reference, teacher, reward and value model."""
+    given: dict[str, Any] = {}
+    for name in parameters:
+        section = row.arguments.get(name) or SECTION_OF.get(name, name)
+        if section in row.sections and getattr(recipe, section):
+            given[name] = _section(recipe, section)
+    return given | _reward_processors(recipe, given, parameters)
+
+
+def _section(recipe: Recipe, section: str) -> Any:
+    value = getattr(recipe, section)
+    if section == "rewards":
+        return [_as_reward(reward, recipe) for reward in load_rewards(value)]
+    return _load_frozen(value, "sequence_classification" if section in SCORERS else "causal_lm")
+
+
+def _as_reward(reward: Reward | str, recipe: Recipe) -> Any:
+    """A reward model is loaded here: TRL would load it with the policy's own `model_init_kwargs`, revision included."""
+    if callable(reward):
+        return reward
+    spec = ModelSpec(path=reward, dtype=recipe.model.dtype, trust_remote_code=recipe.model.trust_remote_code)
+    return _load_frozen(spec, "sequence_classification")
+
+
+def _load_frozen(spec: ModelSpec, head: Head) -> PreTrainedModel:
+    model = load_model(spec, head, trainable=False)
+    if model.config.pad_token_id is None and head != "causal_lm":
+        tokenizer = load_processor(spec, generates=False)
+        model.config.pad_token_id = tokenizer.pad_token_id  # it scores the last token that is not padding
+    return model
+
+
+def _reward_processors(
+    recipe: Recipe, given: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]
+) -> dict[str, Any]:
+    """The reward model's own tokenizer, where the trainer does not find it by itself."""
+    scores = given.get("reward_funcs")
+    if "reward_processing_classes" not in parameters or not isinstance(scores, PreTrainedModel):
+        return {}
+    assert recipe.reward_model is not None
+    return {"reward_processing_classes": load_processor(recipe.reward_model, generates=False)}

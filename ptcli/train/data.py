@@ -1,0 +1,168 @@
+"""Load a recipe's rows as `datasets.Dataset`s.
+
+Always from files, never `from_list`: the latter drops columns that the first row lacks.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, Features, concatenate_datasets, load_dataset, load_from_disk
+
+from ptcli.builtin import data_path
+from ptcli.errors import WorkError
+from ptcli.recipe.model import DataEntry, Recipe
+
+BUILDERS = {
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".arrow": "arrow",
+}
+"""File suffix -> builder of `datasets`."""
+
+COMPRESSIONS = frozenset({".gz", ".zst", ".bz2", ".xz"})
+
+
+def load_data(recipe: Recipe) -> tuple[Dataset, Dataset | dict[str, Dataset] | None]:
+    """The training rows and the evaluation rows. Raises WorkError that names the entry at fault."""
+    train = _load_entries(recipe.data.train, "data.train", recipe.seed)
+    evaluation = recipe.data.eval
+    if isinstance(evaluation, float):
+        return _hold_out(train, evaluation, recipe.seed)
+    if isinstance(evaluation, dict):
+        return train, {
+            name: _load_entries(entries, f"data.eval.{name}", recipe.seed) for name, entries in evaluation.items()
+        }
+    return train, _load_entries(evaluation, "data.eval", recipe.seed) if evaluation else None
+
+
+def _hold_out(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    count = round(len(rows) * fraction)
+    if not 0 < count < len(rows):
+        raise WorkError(f"data.eval: {fraction:g} of {len(rows)} rows is {count}; both parts need at least one row")
+    parts = rows.train_test_split(test_size=count, seed=seed)
+    return parts["train"], parts["test"]
+
+
+def _load_entries(entries: Sequence[DataEntry], key: str, seed: int) -> Dataset:
+    loaded = [_load_entry(entry, f"{key}.{index}", seed) for index, entry in enumerate(entries)]
+    return _concatenate(loaded, key)
+
+
+def _load_entry(entry: DataEntry, key: str, seed: int) -> Dataset:
+    rows = _read(entry, key)
+    rows = _rename(rows, entry.rename, key)
+    if entry.shuffle is not False:
+        rows = rows.shuffle(seed=seed if entry.shuffle is True else entry.shuffle)
+    if entry.take is not None:
+        rows = rows.take(min(entry.take, len(rows)))
+    if not len(rows):
+        raise WorkError(f"{key}: {entry.path} has no rows in split `{entry.split}`")
+    return rows
+
+
+def _read(entry: DataEntry, key: str) -> Dataset:
+    """The entry's split, whatever its path is: `datasets` raises a dozen kinds of errors, told apart only by text."""
+    reader, arguments = _choose_reader(entry, key)
+    try:
+        rows = reader(**arguments)
+    except Exception as error:
+        raise WorkError(f"{key}: cannot read {entry.path}: {_reason(error)}") from error
+    if isinstance(rows, DatasetDict):
+        rows = _pick_split(rows, entry, key)
+    return rows
+
+
+def _choose_reader(entry: DataEntry, key: str) -> tuple[Callable[..., Any], dict[str, Any]]:
+    path = str(data_path(entry.path.removeprefix("builtin:"))) if entry.path.startswith("builtin:") else entry.path
+    if Path(path).is_dir():
+        if (Path(path) / "state.json").exists() or (Path(path) / "dataset_dict.json").exists():
+            return load_from_disk, {"dataset_path": path}
+        return load_dataset, {"path": path, "name": entry.name, "split": entry.split}
+    files = _match_files(path)
+    if files:
+        return load_dataset, _builder(files, key) | {"data_files": files, "split": entry.split}
+    if Path(path).is_absolute() or glob.has_magic(path):
+        raise WorkError(f"{key}: there is no file or folder {path}")
+    arguments = {"path": path, "name": entry.name, "revision": entry.revision, "split": entry.split}
+    return load_dataset, arguments
+
+
+def _match_files(path: str) -> list[str]:
+    """The file itself, or what the glob matches, sorted so that every machine sees one order."""
+    if Path(path).is_file():
+        return [path]
+    return sorted(match for match in glob.glob(path, recursive=True) if Path(match).is_file())
+
+
+def _builder(files: Sequence[str], key: str) -> dict[str, Any]:
+    suffixes = {_suffix(file) for file in files}
+    builders = {BUILDERS.get(suffix) for suffix in suffixes}
+    if len(builders) > 1 or None in builders:
+        found = ", ".join(f"`{suffix}`" for suffix in sorted(suffixes))
+        raise WorkError(f"{key}: files of one entry must all be JSON, JSONL, Parquet, CSV or Arrow; found {found}")
+    separator = {"sep": "\t"} if suffixes == {".tsv"} else {}
+    return {"path": builders.pop(), **separator}
+
+
+def _suffix(file: str) -> str:
+    suffixes = [suffix.lower() for suffix in Path(file).suffixes]
+    while suffixes and suffixes[-1] in COMPRESSIONS:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def _pick_split(rows: DatasetDict, entry: DataEntry, key: str) -> Dataset:
+    if entry.split not in rows:
+        raise WorkError(f"{key}: {entry.path} has no split `{entry.split}`; it has {', '.join(sorted(rows))}")
+    return rows[entry.split]
+
+
+def _rename(rows: Dataset, names: dict[str, str], key: str) -> Dataset:
+    missing = sorted(set(names) - set(rows.column_names))
+    if missing:
+        found = ", ".join(rows.column_names)
+        raise WorkError(f"{key}.rename: there is no column {', '.join(f'`{name}`' for name in missing)}; found {found}")
+    try:
+        return rows.rename_columns(names) if names else rows
+    except ValueError as error:
+        raise WorkError(f"{key}.rename: {error}") from error
+
+
+def _concatenate(parts: Sequence[Dataset], key: str) -> Dataset:
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0]
+    aligned = [first] + [_align(rows, first.features, f"{key}.{index}") for index, rows in enumerate(parts[1:], 1)]
+    return concatenate_datasets(aligned)
+
+
+def _align(rows: Dataset, features: Features, key: str) -> Dataset:
+    """The rows with the first entry's columns, order and types."""
+    differing = sorted(set(rows.column_names) ^ set(features))
+    if differing:
+        raise WorkError(
+            f"{key}: its columns ({', '.join(rows.column_names)}) are not those of the first entry "
+            f"({', '.join(features)}); rename them, or prepare the file so that all entries agree"
+        )
+    rows = rows.select_columns(list(features))
+    if rows.features == features:
+        return rows
+    try:
+        return rows.cast(features)
+    except Exception as error:
+        raise WorkError(f"{key}: its column types are not those of the first entry: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause: `datasets` wraps the useful message in "An error occurred while generating the dataset"."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,0 +1,145 @@
+"""`python -m ptcli.train.worker RUN/recipe.resolved.yaml`: what `accelerate launch` runs, once for each process.
+
+Reads the resolved recipe, builds the method's trainer, trains, hands the final weights to the rollout server and saves.
+Ends with 0, or with 1 and one line on stderr that says why. Only rank 0 writes files of ptcli's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import inspect
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ptcli.errors import PtcliError, RequestError, WorkError
+from ptcli.recipe.loading import load_recipe
+from ptcli.recipe.model import Recipe
+from ptcli.train.progress import Heartbeat, Metrics
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train the recipe named in `argv`; the exit code."""
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, file=sys.stderr, all_threads=True)
+    options = _parse(argv)
+    try:
+        recipe = _read_recipe(options.recipe)
+        train(recipe, resume_from=options.resume_from)
+    except Exception as error:
+        _report(error)
+        return 1
+    return 0
+
+
+def train(recipe: Recipe, *, resume_from: str | None = None) -> Any:
+    """Train and save; the trainer, when done. Raises WorkError when nothing was trained, and whatever TRL raises."""
+    heartbeat = Heartbeat(Path(recipe.output_dir)) if _is_main() else None
+    if heartbeat:
+        heartbeat.beat(phase="loading")
+    trainer = _build(recipe, heartbeat)
+    _run(trainer, resume_from)
+    if heartbeat:
+        heartbeat.beat(phase="saving", step=trainer.state.global_step)
+    _finish(trainer, recipe)
+    if heartbeat:
+        heartbeat.beat(phase="finished")
+    return trainer
+
+
+def _build(recipe: Recipe, heartbeat: Heartbeat | None) -> Any:
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    # Imported only now: the heavy libraries take many seconds, and the first heartbeat is to come before.
+    from ptcli.train.build import build_trainer
+    from ptcli.train.callback import ProgressCallback, load_callbacks
+
+    if _uses_server(recipe):
+        from ptcli.rollouts.client import install
+
+        install(recipe.launch.device)
+    callbacks = load_callbacks(recipe.callbacks)
+    if heartbeat:
+        callbacks.insert(0, ProgressCallback(heartbeat, Metrics(Path(recipe.output_dir))))
+    return build_trainer(recipe, callbacks)
+
+
+def _run(trainer: Any, resume_from: str | None) -> None:
+    if resume_from is None:
+        trainer.train()
+    elif "resume_from_checkpoint" in inspect.signature(trainer.train).parameters:
+        trainer.train(resume_from_checkpoint=resume_from)
+    else:
+        raise WorkError(f"{type(trainer).__name__} cannot go on from a checkpoint; start again without --resume")
+    if trainer.state.global_step == 0:
+        raise WorkError(_explain_zero_steps(trainer))
+
+
+def _explain_zero_steps(trainer: Any) -> str:
+    arguments = trainer.args
+    batch = getattr(arguments, "generation_batch_size", None)
+    group = getattr(arguments, "num_generations", None)
+    needed = f"one step takes {arguments.per_device_train_batch_size} rows on each of {arguments.world_size} processes"
+    if batch and group:
+        needed = f"one generation batch takes {batch // group} prompts ({batch} completions, {group} for each prompt)"
+    return (
+        f"nothing was trained: 0 steps. The training data have {len(trainer.train_dataset)} rows; {needed}. "
+        "Give more rows or a smaller batch"
+    )
+
+
+def _finish(trainer: Any, recipe: Recipe) -> None:
+    from ptcli.train.save import leave_together, save_final
+
+    if _uses_server(recipe):
+        from ptcli.rollouts.client import sync_now
+
+        sync_now(trainer)  # TRL's last sync was before the last optimiser step
+    save_final(trainer, recipe.output_dir)
+    leave_together(trainer)
+
+
+def _uses_server(recipe: Recipe) -> bool:
+    return recipe.rollouts.backend == "vllm" and recipe.rollouts.mode == "server"
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="ptcli.train.worker", description="Train a resolved recipe.")
+    parser.add_argument("recipe", type=Path, help="recipe.resolved.yaml of a run directory")
+    parser.add_argument("--resume-from", help="checkpoint folder to go on from")
+    return parser.parse_args(argv)
+
+
+def _read_recipe(path: Path) -> Recipe:
+    loaded = load_recipe(path)
+    if loaded.recipe is None or loaded.problems:
+        raise RequestError(loaded.problems or f"{path} is not a recipe")
+    return loaded.recipe
+
+
+def _report(error: Exception) -> None:
+    """The traceback, and as the log's last line what is wrong, in one line."""
+    traceback.print_exception(error)
+    message = str(error) if isinstance(error, PtcliError) else f"{type(error).__name__}: {error}"
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+def _end(code: int) -> None:
+    """End the process. A failed one ends at once: TRL's client may have left a thread in a request without a timeout,
+    for which a regular exit would wait."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code:
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    _end(main())
