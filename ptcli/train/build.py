@@ -8,6 +8,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from accelerate import PartialState
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, set_seed
 
 from ptcli.errors import WorkError
@@ -42,7 +43,7 @@ def build_trainer(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> 
     by_path = loads_by_path(recipe.model, parameters)
     arguments = build_arguments(recipe, row, by_path=by_path)
     set_seed(recipe.seed)  # before the models: a new head starts at random
-    with arguments.main_process_first(desc="loading the data"):
+    with PartialState().local_main_process_first():  # it reads the files, the others find its cache
         train, evaluation = load_data(recipe)
     given = {
         "args": arguments,
@@ -93,10 +94,12 @@ def _policy(
 def _sections(recipe: Recipe, row: Method, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
     """The arguments that the method's own sections stand for: rewards, reference, teacher, reward and value model."""
     given: dict[str, Any] = {}
-    for name in parameters:
+    for name, parameter in parameters.items():
         section = row.arguments.get(name) or SECTION_OF.get(name, name)
         if section in row.sections and getattr(recipe, section):
             given[name] = _section(recipe, section)
+        elif section in row.takes and parameter.default is parameter.empty:
+            given[name] = None
     return given | _reward_processors(recipe, given, parameters)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -121,7 +122,7 @@ def _read_template(name: str) -> str:
     """A Jinja file, or one of the templates that TRL ships, by name."""
     if Path(name).is_file():
         return Path(name).read_text(encoding="utf-8")
-    folder = Path(create_model_from_path.__code__.co_filename).parents[1] / "chat_templates"
+    folder = Path(str(importlib.resources.files("trl"))) / "chat_templates"
     shipped = folder / f"{name.removesuffix('.jinja')}.jinja"
     if not shipped.is_file():
         known = ", ".join(sorted(path.stem for path in folder.glob("*.jinja")))

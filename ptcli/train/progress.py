@@ -39,9 +39,11 @@ class Heartbeat:
 
     def note(self, logs: Mapping[str, Any]) -> None:
         """Take over the figures of a logged step, for the next beat."""
-        for name, key in (("loss", "loss"), ("reward", "reward"), ("tokens", "num_tokens")):
-            if key in logs:
-                self._state[name] = _plain(logs[key])
+        for name in ("loss", "reward"):
+            if name in logs:
+                self._state[name] = _plain(logs[name])
+        if "num_tokens" in logs:
+            self._state["tokens"] = int(logs["num_tokens"])
 
 
 class Metrics:
