@@ -31,16 +31,21 @@ class _Choice:
     problems: tuple[Problem, ...] = ()
 
 
-def split_gpus(machine: Machine, server: GPUs | None, trainer: GPUs | None, *, single: bool = False) -> Split:
+def split_gpus(
+    machine: Machine, server: GPUs | None, trainer: GPUs | None, *, single: bool = False, trains: bool = True
+) -> Split:
     """Give the server its GPUs (`None`: it needs none) and the trainer its own (`None`: all that are left).
 
     `single` is a trainer of one process: without a choice of its own it gets one GPU, because a process that sees more
-    would use DataParallel. Rollouts choose first: a count is the first N visible, for the trainer the next N.
+    would use DataParallel. `trains` is False when only the server runs here. Rollouts choose first: a count is the
+    first N visible, for the trainer the next N.
     """
     positions = tuple(range(len(machine.gpus)))
     served = _choose(machine, server, positions, ROLLOUTS) if server is not None else _Choice()
     rest = tuple(index for index in positions if index not in served.picked)
-    if isinstance(trainer, list):
+    if not trains:
+        trained = _Choice()
+    elif isinstance(trainer, list):
         trained = _choose(machine, trainer, positions, LAUNCH)
     else:
         trained = _count(machine, _trainer_count(trainer, rest, single=single), rest, LAUNCH, taken=served.picked)

@@ -103,3 +103,8 @@ class Plan:
     """Fixed limit between two steps; None: max(600, 5 x the median step)."""
     notes: tuple[str, ...] = field(default=())
     """What a person should know: replacements made by --smoke, warnings, what is unknown."""
+
+    @property
+    def nodes(self) -> int:
+        """Machines that the steps run on."""
+        return 1 + max((step.node for step in self.steps), default=0)

@@ -1,0 +1,306 @@
+"""The accelerate config of a run: a shipped one by name or somebody's own file, checked, with its counts filled in.
+
+accelerate refuses unknown keys at the top of a config and silently ignores them inside `deepspeed_config`,
+`fsdp_config` and `parallelism_config`, where a typo changes how the model is split. The key sets below are those of the
+pinned accelerate; a test compares them with its own argument parser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from ptcli.errors import KeyPath, Problem
+from ptcli.methods import METHODS
+from ptcli.plan.accelerate_keys import DEEPSPEED_KEYS, FSDP_KEYS, PARALLELISM_KEYS, TOP_KEYS
+from ptcli.plan.arguments import argument, computes_in
+from ptcli.recipe.model import Recipe
+from ptcli.recipe.suggest import nearest
+
+CONFIGS = Path(__file__).resolve().parents[1] / "accelerate_configs"
+KEY: KeyPath = ("launch", "accelerate")
+
+_SECTIONS = {"deepspeed_config": DEEPSPEED_KEYS, "fsdp_config": FSDP_KEYS, "parallelism_config": PARALLELISM_KEYS}
+_TYPES = ("NO", "MULTI_GPU", "FSDP", "DEEPSPEED")
+_SAME_IN_DEEPSPEED = {
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "gradient_clipping": "max_grad_norm",
+}
+_SIZES = ("dp_replicate", "dp_shard", "tp", "cp", "sp")
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """An accelerate config before its counts are filled in."""
+
+    name: str
+    """As the recipe says it: the name of a shipped config, or a path."""
+    config: Mapping[str, Any]
+    shipped: bool
+    notes: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """accelerate's distributed_type."""
+        return str(self.config.get("distributed_type"))
+
+    @property
+    def single(self) -> bool:
+        """True when it starts one process whatever the counts say."""
+        return self.kind == "NO"
+
+    def section(self, name: str) -> Mapping[str, Any]:
+        """`deepspeed_config` and the like; empty when absent."""
+        found = self.config.get(name)
+        return found if isinstance(found, Mapping) else {}
+
+    def fsdp(self, name: str) -> Any:
+        """A field of `fsdp_config`, which accelerate takes with and without its prefix."""
+        section = self.section("fsdp_config")
+        return section.get("fsdp_" + name, section.get(name))
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What is filled into a config."""
+
+    processes: int
+    """On all nodes together."""
+    nodes: int
+    main_ip: str | None
+    """None: known only where the run starts, and given on the command line."""
+    main_port: int
+    mixed_precision: str
+    device: Literal["cpu", "cuda"]
+
+
+def shipped_names() -> tuple[str, ...]:
+    """The names that `launch.accelerate` knows."""
+    return tuple(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+
+
+def load_strategy(name: str) -> tuple[Strategy | None, list[Problem]]:
+    """Read a shipped config by name or a user's by path, and check all that can be checked without counts."""
+    names = shipped_names()
+    path = CONFIGS / f"{name}.yaml" if name in names else Path(name).expanduser()
+    if name not in names and not _is_path(name):
+        return None, [_unknown(f"launch.accelerate: there is no config {name!r}", name, names)]
+    config, problem = _read(path)
+    if config is None:
+        return None, [problem] if problem else []
+    problems = check_config(config, str(path))
+    if problems:
+        return None, problems
+    return _without_multi_cpu(Strategy(name, config, shipped=name in names)), []
+
+
+def check_config(config: Mapping[str, Any], name: str) -> list[Problem]:
+    """Keys that accelerate would refuse or ignore, and kinds of launch that ptcli cannot plan."""
+    problems = [_unknown(f"{name}: unknown key {key}", key, TOP_KEYS) for key in config if key not in TOP_KEYS]
+    for section, known in _SECTIONS.items():
+        problems += _check_section(config, name, section, known)
+    if config.get("compute_environment", "LOCAL_MACHINE") != "LOCAL_MACHINE":
+        problems.append(Problem(f"{name}: compute_environment must be LOCAL_MACHINE", "", KEY))
+    if config.get("gpu_ids") not in (None, "all"):
+        message = f"{name}: gpu_ids would overwrite the GPU split with absolute indices"
+        problems.append(Problem(message, "delete it and say launch.gpus", KEY))
+    return problems + _check_kind(config, name) + _check_inside(config, name)
+
+
+def conflicts(strategy: Strategy, recipe: Recipe, processes: int, device: str) -> list[Problem]:
+    """Where the config and the recipe contradict each other; accelerate or DeepSpeed would say so after the model
+    is loaded, or not at all."""
+    problems = [
+        *_count_conflicts(strategy, processes, device),
+        *_deepspeed_conflicts(strategy, recipe),
+        *_fsdp_conflicts(strategy, recipe),
+        *_parallelism_conflicts(strategy, recipe, processes),
+    ]
+    return problems + mixed_precision(strategy, recipe)[1]
+
+
+def mixed_precision(strategy: Strategy, recipe: Recipe) -> tuple[str, list[Problem]]:
+    """The precision of the run. A user's own config file may decide where the recipe says nothing."""
+    said = None if strategy.shipped else strategy.config.get("mixed_precision")
+    wanted = computes_in(recipe)
+    if said is None or said == wanted:
+        return wanted, []
+    written = [name for name in ("bf16", "fp16") if recipe.training.get(name) is not None]
+    if not written or said == "fp8":
+        return said, []
+    message = f"{strategy.name} says mixed_precision {said}, and training.{written[0]} makes it {wanted}"
+    return wanted, [Problem(message, "make them agree, or leave one out", ("training", written[0]))]
+
+
+def fill(strategy: Strategy, counts: Counts) -> dict[str, Any]:
+    """The config that is really used: counts, address, precision and device are the run's, all else is the file's."""
+    config = {key: value for key, value in strategy.config.items() if key not in ("gpu_ids", "fp16", "main_process_ip")}
+    config |= {
+        "num_processes": counts.processes,
+        "num_machines": counts.nodes,
+        "machine_rank": 0,
+        "main_process_port": counts.main_port,
+        "mixed_precision": counts.mixed_precision,
+        "use_cpu": counts.device == "cpu",
+    }
+    if counts.main_ip is not None:
+        config["main_process_ip"] = counts.main_ip
+    if strategy.kind == "MULTI_GPU" and counts.processes == 1:
+        config["distributed_type"] = "NO"
+    if strategy.kind == "DEEPSPEED":
+        launcher = {"deepspeed_multinode_launcher": "standard"}  # the default, pdsh, writes the environment to a file
+        config["deepspeed_config"] = launcher | dict(strategy.section("deepspeed_config"))
+    return config
+
+
+def dump_config(config: Mapping[str, Any]) -> str:
+    """YAML for RUN/accelerate.yaml. `no` and `NO` come out quoted, so that they stay strings."""
+    return yaml.safe_dump(dict(config), sort_keys=False)
+
+
+def _is_path(name: str) -> bool:
+    return "/" in name or name.endswith((".yaml", ".yml", ".json"))
+
+
+def _read(path: Path) -> tuple[dict[str, Any] | None, Problem | None]:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        why = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        return None, Problem(f"launch.accelerate: {path} {why}", f"shipped: {', '.join(shipped_names())}", KEY)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return None, Problem(f"launch.accelerate: {path} is not YAML: {' '.join(str(error).split())}", "", KEY)
+    if not isinstance(config, dict):
+        return None, Problem(f"launch.accelerate: {path} is not a mapping", "", KEY)
+    # YAML 1.1 reads an unquoted NO as false.
+    for key, text in (("distributed_type", "NO"), ("mixed_precision", "no")):
+        if config.get(key) is False:
+            config[key] = text
+    return config, None
+
+
+def _without_multi_cpu(strategy: Strategy) -> Strategy:
+    """`accelerate config` writes MULTI_CPU for several CPU processes, for which the launcher starts one process."""
+    if strategy.kind != "MULTI_CPU":
+        return strategy
+    note = f"{strategy.name}: MULTI_CPU starts one process only, so MULTI_GPU with use_cpu takes its place"
+    config = {**strategy.config, "distributed_type": "MULTI_GPU"}
+    return replace(strategy, config=config, notes=(note,))
+
+
+def _check_section(config: Mapping[str, Any], name: str, section: str, known: frozenset[str]) -> list[Problem]:
+    values = config.get(section)
+    if values is None:
+        return []
+    if not isinstance(values, Mapping):
+        return [Problem(f"{name}: {section} must be a mapping", "", KEY)]
+    prefix = "fsdp_" if section == "fsdp_config" else ""
+    return [
+        _unknown(f"{name}: unknown key {section}.{key}, which accelerate would ignore", str(key), known)
+        for key in values
+        if key not in known and f"{prefix}{key}" not in known
+    ]
+
+
+def _check_kind(config: Mapping[str, Any], name: str) -> list[Problem]:
+    kind = config.get("distributed_type")
+    if kind in _TYPES or (kind == "MULTI_CPU" and config.get("use_cpu")):
+        return []
+    if kind is None:
+        return [Problem(f"{name}: distributed_type is missing", f"one of {', '.join(_TYPES)}", KEY)]
+    if kind == "MULTI_CPU":
+        message = f"{name}: with distributed_type MULTI_CPU accelerate starts one process, whatever is asked"
+        return [Problem(message, "write MULTI_GPU with use_cpu: true", KEY)]
+    return [Problem(f"{name}: ptcli cannot plan distributed_type {kind}", f"use one of {', '.join(_TYPES)}", KEY)]
+
+
+def _check_inside(config: Mapping[str, Any], name: str) -> list[Problem]:
+    strategy = Strategy(name, config, shipped=False)
+    problems = []
+    launcher = strategy.section("deepspeed_config").get("deepspeed_multinode_launcher", "standard")
+    if launcher != "standard":
+        message = f"{name}: deepspeed_multinode_launcher {launcher} starts processes that ptcli does not see"
+        problems.append(Problem(message, "write standard", KEY))
+    if _true(strategy.fsdp("cpu_ram_efficient_loading")) and _false(strategy.fsdp("sync_module_states")):
+        message = f"{name}: fsdp_cpu_ram_efficient_loading needs fsdp_sync_module_states: true"
+        problems.append(Problem(message, "", KEY))
+    fsdp2 = strategy.kind == "FSDP" and str(strategy.fsdp("version")) == "2"
+    if strategy.section("parallelism_config") and not fsdp2:
+        problems.append(Problem(f"{name}: parallelism_config needs FSDP with fsdp_version: 2", "", KEY))
+    return problems
+
+
+def _count_conflicts(strategy: Strategy, processes: int, device: str) -> list[Problem]:
+    if strategy.single and processes > 1:
+        message = f"launch.accelerate: {strategy.name} is for one process, and the trainer has {processes}"
+        return [Problem(message, "use ddp, fsdp2, zero2 or zero3, or give the trainer one GPU", KEY)]
+    if device == "cpu" and strategy.kind == "FSDP":
+        message = f"launch.accelerate: {strategy.name} is FSDP, which accelerate silently turns into DDP on a CPU"
+        return [Problem(message, "use ddp, zero2 or zero3 there", KEY)]
+    return []
+
+
+def _deepspeed_conflicts(strategy: Strategy, recipe: Recipe) -> list[Problem]:
+    section = strategy.section("deepspeed_config") if strategy.kind == "DEEPSPEED" else {}
+    problems = []
+    for name, own in _SAME_IN_DEEPSPEED.items():
+        said, wanted = section.get(name, "auto"), argument(recipe, own)
+        if said not in ("auto", "none", None) and said != wanted:
+            message = f"{strategy.name} says {name} {said}, and training.{own} is {wanted}"
+            key = ("training", own) if own in recipe.training else KEY
+            problems.append(Problem(message, f"write {name}: auto", key))
+    if section.get("zero_stage") == 3 and argument(recipe, "auto_find_batch_size", False):
+        message = "auto_find_batch_size does not work with ZeRO-3"
+        problems.append(Problem(message, "", ("training", "auto_find_batch_size")))
+    return problems
+
+
+def _fsdp_conflicts(strategy: Strategy, recipe: Recipe) -> list[Problem]:
+    if strategy.kind != "FSDP":
+        return []
+    problems = []
+    if _true(strategy.fsdp("activation_checkpointing")) and argument(recipe, "gradient_checkpointing", True):
+        message = f"{strategy.name} has fsdp_activation_checkpointing, and training.gradient_checkpointing is on"
+        said = "gradient_checkpointing" in recipe.training
+        fix = "set training.gradient_checkpointing: false (TRL's default is true)"
+        problems.append(Problem(message, fix, ("training", "gradient_checkpointing") if said else KEY))
+    if strategy.fsdp("state_dict_type") == "SHARDED_STATE_DICT" and argument(recipe, "save_only_model", False):
+        message = f"training.save_only_model does not work with {strategy.name}'s SHARDED_STATE_DICT"
+        problems.append(Problem(message, "use FULL_STATE_DICT", ("training", "save_only_model")))
+    return problems
+
+
+def _parallelism_conflicts(strategy: Strategy, recipe: Recipe, processes: int) -> list[Problem]:
+    section = strategy.section("parallelism_config")
+    if not section:
+        return []
+    sizes = {name: section.get(f"parallelism_config_{name}_size", 1) for name in _SIZES}
+    problems = []
+    if prod(sizes.values()) != processes:
+        shown = " x ".join(f"{name} {size}" for name, size in sizes.items() if size != 1) or "1"
+        total = prod(sizes.values())
+        message = f"{strategy.name}: parallelism_config makes {shown} = {total} processes, and there are {processes}"
+        problems.append(Problem(message, "", KEY))
+    if METHODS[recipe.method].online and sizes["cp"] * sizes["sp"] > 1:
+        # TRL's own guard looks at its argument only, not at accelerate's file.
+        message = f"{strategy.name}: {recipe.method} generates, and cannot split sequences over GPUs (cp, sp)"
+        problems.append(Problem(message, "set both sizes to 1", KEY))
+    return problems
+
+
+def _true(value: Any) -> bool:
+    return str(value).lower() == "true"
+
+
+def _false(value: Any) -> bool:
+    return str(value).lower() == "false"
+
+
+def _unknown(message: str, word: str, known: Iterable[str]) -> Problem:
+    near = next((key for key in known if key.endswith("_" + word)), None) or nearest(word, known)
+    return Problem(message, f"did you mean {near}?" if near else f"known: {', '.join(sorted(known))}", KEY)

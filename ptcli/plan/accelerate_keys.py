@@ -1,0 +1,93 @@
+"""The keys of an accelerate config file, as the pinned accelerate knows them. A test compares them with its parser."""
+
+TOP_KEYS = frozenset(
+    {
+        "compute_environment",
+        "distributed_type",
+        "mixed_precision",
+        "use_cpu",
+        "debug",
+        "num_processes",
+        "machine_rank",
+        "num_machines",
+        "gpu_ids",
+        "main_process_ip",
+        "main_process_port",
+        "rdzv_backend",
+        "same_network",
+        "main_training_function",
+        "enable_cpu_affinity",
+        "fp8_config",
+        "deepspeed_config",
+        "fsdp_config",
+        "parallelism_config",
+        "megatron_lm_config",
+        "mpirun_config",
+        "downcast_bf16",
+        "tpu_name",
+        "tpu_zone",
+        "tpu_use_cluster",
+        "tpu_use_sudo",
+        "command_file",
+        "commands",
+        "tpu_vm",
+        "tpu_env",
+        "dynamo_config",
+        "dynamo_backend",
+        "fp16",
+    }
+)
+DEEPSPEED_KEYS = frozenset(
+    {
+        "deepspeed_config_file",
+        "zero_stage",
+        "offload_optimizer_device",
+        "offload_param_device",
+        "offload_optimizer_nvme_path",
+        "offload_param_nvme_path",
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+        "zero3_init_flag",
+        "zero3_save_16bit_model",
+        "deepspeed_hostfile",
+        "deepspeed_exclusion_filter",
+        "deepspeed_inclusion_filter",
+        "deepspeed_multinode_launcher",
+        "deepspeed_moe_layer_cls_names",
+    }
+)
+FSDP_KEYS = frozenset(
+    {
+        "fsdp_version",
+        "fsdp_offload_params",
+        "fsdp_min_num_params",
+        "fsdp_sharding_strategy",
+        "fsdp_reshard_after_forward",
+        "fsdp_auto_wrap_policy",
+        "fsdp_transformer_layer_cls_to_wrap",
+        "fsdp_backward_prefetch",
+        "fsdp_state_dict_type",
+        "fsdp_forward_prefetch",
+        "fsdp_use_orig_params",
+        "fsdp_cpu_ram_efficient_loading",
+        "fsdp_sync_module_states",
+        "fsdp_activation_checkpointing",
+        "fsdp_activation_checkpointing_offload",
+        "fsdp_ignored_modules",
+    }
+)
+PARALLELISM_KEYS = frozenset(
+    {
+        "parallelism_config_dp_replicate_size",
+        "parallelism_config_dp_shard_size",
+        "parallelism_config_tp_size",
+        "parallelism_config_cp_size",
+        "parallelism_config_cp_backend",
+        "parallelism_config_cp_comm_strategy",
+        "parallelism_config_sp_size",
+        "parallelism_config_sp_backend",
+        "parallelism_config_sp_seq_length",
+        "parallelism_config_sp_seq_length_is_variable",
+        "parallelism_config_sp_attn_implementation",
+    }
+)

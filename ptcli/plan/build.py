@@ -1,0 +1,166 @@
+"""From a recipe and a machine to a plan. Everything is decided here and nothing is started or written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ptcli.errors import Problem
+from ptcli.plan.accelerate import Counts, conflicts, dump_config, fill, mixed_precision
+from ptcli.plan.batch import Batch, batch_of
+from ptcli.plan.launch import ACCELERATE_FILE, RECIPE_FILE, main_address, rollouts_step, trainer_steps
+from ptcli.plan.layout import Layout, decide_device, decide_layout, uses_server
+from ptcli.plan.memory import memory_facts
+from ptcli.plan.model import Machine, Plan, Server, Step
+from ptcli.plan.resolve import resolve_recipe, with_defaults
+from ptcli.plan.rows import count_rows
+from ptcli.plan.script import launch_script
+from ptcli.plan.server import Ports, backend_problems, decide_ports, decide_server, exposure, model_limit
+from ptcli.recipe.loading import dump_recipe
+from ptcli.recipe.model import Recipe
+from ptcli.recipe.references import read_model_config
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan, or all that stands in its way."""
+
+    plan: Plan | None
+    problems: tuple[Problem, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class _Decided:
+    """What the steps and files of a plan are written from."""
+
+    recipe: Recipe
+    machine: Machine
+    output_dir: Path
+    layout: Layout
+    ports: Ports
+    server: Server | None
+    precision: str
+    batch: Batch
+    facts: dict[str, Any] | None
+
+
+def build_plan(recipe: Recipe, machine: Machine, *, output_dir: Path, server_only: bool = False) -> Planned:
+    """Plan a run, or with `server_only` just its rollout server.
+
+    The problems carry the recipe's key, not its place in a file. A recipe whose method is not one is for loading to
+    complain about.
+    """
+    output_dir = output_dir.absolute()
+    device, _ = decide_device(recipe, machine)
+    recipe = with_defaults(recipe, device or "cuda")
+    problems = backend_problems(recipe) + (_needs_no_server(recipe) if server_only else [])
+    layout, wrong = decide_layout(recipe, machine, trains=not server_only)
+    problems += wrong
+    if layout is None:
+        return Planned(None, tuple(problems + batch_of_one(recipe)))
+    decided, wrong = _decide(recipe, machine, layout, output_dir, server_only=server_only)
+    problems += wrong
+    return Planned(None, tuple(problems)) if problems else Planned(_plan(decided, server_only=server_only))
+
+
+def batch_of_one(recipe: Recipe) -> list[Problem]:
+    """Batch problems that no number of processes mends: all that can be said when the layout failed."""
+    named = {problem.key for problem in batch_of(recipe, 1, count_rows(recipe)).problems}
+    every = (batch_of(recipe, world).problems for world in (2, 3, 4, 8))
+    named = named.intersection(*({problem.key for problem in problems} for problems in every))
+    return [problem for problem in batch_of(recipe, 1).problems if problem.key in named]
+
+
+def _decide(
+    recipe: Recipe, machine: Machine, layout: Layout, output_dir: Path, *, server_only: bool
+) -> tuple[_Decided, list[Problem]]:
+    facts = read_model_config(recipe.model.path)
+    ports, problems = decide_ports(recipe, machine)
+    precision, _ = mixed_precision(layout.strategy, recipe)
+    batch = batch_of(recipe, layout.world, count_rows(recipe))
+    if not server_only and not layout.split.problems:
+        problems += conflicts(layout.strategy, recipe, layout.world, layout.device) + list(batch.problems)
+    server = None
+    if uses_server(recipe):
+        server, wrong = decide_server(recipe, layout, ports, precision, facts)
+        problems += wrong if not layout.split.problems else []
+    resolved = resolve_recipe(recipe, layout, server, ports, precision=precision, output_dir=output_dir)
+    return _Decided(resolved, machine, output_dir, layout, ports, server, precision, batch, facts), problems
+
+
+def _needs_no_server(recipe: Recipe) -> list[Problem]:
+    if recipe.rollouts.url is not None:
+        message = f"rollouts.url says that the server already runs at {recipe.rollouts.url}"
+        return [Problem(message, "leave it out to start one", ("rollouts", "url"))]
+    if uses_server(recipe):
+        return []
+    return [Problem("this recipe uses no rollout server", "set rollouts.backend: vllm", ("rollouts",))]
+
+
+def _plan(decided: _Decided, *, server_only: bool) -> Plan:
+    steps = _steps(decided, server_only=server_only)
+    return Plan(
+        method=decided.recipe.method,
+        recipe=decided.recipe,
+        output_dir=decided.output_dir,
+        steps=steps,
+        files=_files(decided, steps),
+        batch={} if server_only else dict(decided.batch.sizes),
+        memory=memory_facts(decided.machine, decided.layout.split, decided.recipe),
+        server=decided.server,
+        no_progress_seconds=decided.recipe.guards.no_progress_seconds,
+        notes=_notes(decided),
+    )
+
+
+def _steps(decided: _Decided, *, server_only: bool) -> tuple[Step, ...]:
+    recipe, machine, layout, server, ports = (
+        decided.recipe, decided.machine, decided.layout, decided.server, decided.ports,
+    )  # fmt: skip
+    steps: tuple[Step, ...] = ()
+    if server is not None and not server.external:
+        steps = (rollouts_step(recipe, machine, layout, server, ports),)
+    if server_only:
+        return steps
+    return steps + trainer_steps(
+        recipe, machine, layout, server, ports, precision=decided.precision, output_dir=decided.output_dir
+    )
+
+
+def _files(decided: _Decided, steps: tuple[Step, ...]) -> dict[str, str]:
+    layout = decided.layout
+    counts = Counts(
+        processes=layout.world,
+        nodes=layout.nodes,
+        main_ip=main_address(1) if layout.nodes == 1 else None,
+        main_port=decided.ports.main,
+        mixed_precision=decided.precision,
+        device=layout.device,
+    )
+    return {
+        RECIPE_FILE: dump_recipe(decided.recipe),
+        ACCELERATE_FILE: dump_config(fill(layout.strategy, counts)),
+        "launch.sh": launch_script(steps, decided.server),
+    }
+
+
+def _notes(decided: _Decided) -> tuple[str, ...]:
+    notes = [*decided.layout.strategy.notes]
+    server = decided.server
+    if server is not None:
+        notes += exposure(server, decided.recipe.rollouts.host)
+        notes += _unknown(decided, server)
+    if decided.layout.nodes > 1:
+        notes.append("several nodes: run `launch.sh` on each, with MASTER_ADDR and NODE_RANK set")
+    return tuple(notes)
+
+
+def _unknown(decided: _Decided, server: Server) -> list[str]:
+    """What could not be checked, because the model's config is not on this machine."""
+    path = decided.recipe.model.path
+    if decided.facts is None:
+        return [f"{path}: its config.json is not on this machine, so its heads and longest sequence are unknown"]
+    if server.max_model_len is None and model_limit(decided.facts) is None:
+        return [f"{path}: its config does not say how long a sequence may be; rollouts.max_model_len is not checked"]
+    return []

@@ -1,0 +1,109 @@
+"""The commands of a run: argv, environment and GPUs of each group of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ptcli.plan.gpus import tokens
+from ptcli.plan.layout import Layout
+from ptcli.plan.model import Machine, Server, Step
+from ptcli.plan.server import Ports
+from ptcli.recipe.model import Recipe
+from ptcli.recipe.references import resolve_model_path
+from ptcli.rollouts.command import server_command, trainer_environment
+
+MASTER_ADDRESS = "${oc.env:MASTER_ADDR}"
+"""Address of the first node of several: known only where it runs, so it stays a variable."""
+
+RECIPE_FILE = "recipe.resolved.yaml"
+ACCELERATE_FILE = "accelerate.yaml"
+
+
+def main_address(nodes: int) -> str:
+    """Where the trainer's processes find the first of them."""
+    return "127.0.0.1" if nodes == 1 else MASTER_ADDRESS
+
+
+def rollouts_step(recipe: Recipe, machine: Machine, layout: Layout, server: Server, ports: Ports) -> Step:
+    """The vLLM server, on the first node. `recipe` is the resolved one."""
+    rollouts = recipe.rollouts
+    gpus = tokens(machine, layout.split.server)
+    argv, env = server_command(
+        model=resolve_model_path(recipe.model.path),
+        revision=recipe.model.revision,
+        server=server,
+        host=rollouts.host,
+        port=ports.server,
+        gpus=gpus,
+        device=layout.device,
+        gpu_memory_utilization=rollouts.gpu_memory_utilization,
+        seed=recipe.seed,
+        trust_remote_code=recipe.model.trust_remote_code,
+        engine=rollouts.engine,
+        ports=ports.spare,
+    )
+    env = _threads(env, machine) | device_environment(gpus, machine, layout) | recipe.launch.env
+    return Step("rollouts", 0, argv, env, gpus)
+
+
+def trainer_steps(
+    recipe: Recipe,
+    machine: Machine,
+    layout: Layout,
+    server: Server | None,
+    ports: Ports,
+    *,
+    precision: str,
+    output_dir: Path,
+) -> tuple[Step, ...]:
+    """`accelerate launch` of the worker, one on each node. `recipe` is the resolved one."""
+    gpus = tokens(machine, layout.split.trainer)
+    env = _trainer_environment(machine, layout, server, gpus) | recipe.launch.env
+    return tuple(
+        Step("trainer", node, _accelerate_argv(layout, ports, node, precision, output_dir), env, gpus)
+        for node in range(layout.nodes)
+    )
+
+
+def device_environment(gpus: tuple[str, ...], machine: Machine, layout: Layout) -> dict[str, str]:
+    """Which GPUs a process sees. Both sides get the order in which the indices were counted."""
+    if layout.device == "cpu":
+        return {"CUDA_VISIBLE_DEVICES": ""}
+    return {"CUDA_VISIBLE_DEVICES": ",".join(gpus), "CUDA_DEVICE_ORDER": machine.device_order}
+
+
+def _accelerate_argv(layout: Layout, ports: Ports, node: int, precision: str, output_dir: Path) -> tuple[str, ...]:
+    """Every count is given twice, in the file and here: flags win over whatever else accelerate might find."""
+    options = {
+        "config_file": output_dir / ACCELERATE_FILE,
+        "num_processes": layout.world,
+        "num_machines": layout.nodes,
+        "machine_rank": node,
+        "main_process_ip": main_address(layout.nodes),
+        "main_process_port": ports.main,
+        "mixed_precision": precision,
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return ("accelerate", "launch", *words, "--module", "ptcli.train.worker", str(output_dir / RECIPE_FILE))
+
+
+def _trainer_environment(
+    machine: Machine, layout: Layout, server: Server | None, gpus: tuple[str, ...]
+) -> dict[str, str]:
+    env = {
+        "PYTHONUNBUFFERED": "1",
+        "TOKENIZERS_PARALLELISM": "false",  # the tokenizers' threads do not survive the data loader's forks
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    if server is not None:
+        env |= trainer_environment(server, layout.device)
+    if layout.device == "cpu":
+        env["OMP_NUM_THREADS"] = str(machine.threads or max(1, machine.cpus // layout.processes))
+    return env | device_environment(gpus, machine, layout)
+
+
+def _threads(env: Mapping[str, str], machine: Machine) -> dict[str, str]:
+    """The caller's own OMP_NUM_THREADS holds for the server as well."""
+    chosen = {"OMP_NUM_THREADS": str(machine.threads)} if machine.threads and "OMP_NUM_THREADS" in env else {}
+    return {**env, **chosen}

@@ -1,0 +1,124 @@
+"""A plan for people and for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ptcli.methods import METHODS
+from ptcli.plan.model import Plan, Server, Step
+from ptcli.plan.script import shell_command
+
+
+def render_json(plan: Plan) -> dict[str, Any]:
+    """The shape that CONTRACT.md promises, and `server`, `notes` and `output_dir` besides."""
+    return {
+        "method": plan.method,
+        "steps": [_step(step) for step in plan.steps],
+        "files": dict(plan.files),
+        "batch": dict(plan.batch),
+        "memory": dict(plan.memory),
+        "server": _server(plan.server) if plan.server else None,
+        "output_dir": str(plan.output_dir),
+        "smoke": plan.smoke,
+        "notes": list(plan.notes),
+    }
+
+
+def render_text(plan: Plan) -> str:
+    """What will run, in a screenful, and then the commands, ready to paste."""
+    blocks = ["\n".join(_summary(plan))]
+    if plan.notes:
+        blocks.append("\n".join(f"note: {note}" for note in plan.notes))
+    blocks += [f"# {_title(step, plan)}\n{shell_command(step)}" for step in plan.steps]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _summary(plan: Plan) -> list[str]:
+    recipe = plan.recipe
+    lines = [
+        ("method", f"{plan.method} ({METHODS[plan.method].title})"),
+        ("model", f"{recipe.model.path}, weights in {recipe.model.dtype}"),
+        *[("rollouts", text) for text in _rollouts(plan)],
+        *[("trainer", text) for text in _trainer(plan)],
+        *[("batch", text) for text in _batch(plan.batch)],
+        ("output", str(plan.output_dir)),
+        ("files", ", ".join(plan.files)),
+    ]
+    width = max(len(name) for name, _ in lines) + 2
+    return [f"{name:<{width}}{text}" for name, text in lines]
+
+
+def _rollouts(plan: Plan) -> list[str]:
+    server = plan.server
+    if server is None:
+        return ["generated in the trainer"] if METHODS[plan.method].online else []
+    where = "already running" if server.external else _where(_first(plan, "rollouts"))
+    length = f"at most {server.max_model_len} tokens" if server.max_model_len else "the model's own longest sequence"
+    sizes = f"tensor parallel {server.tensor_parallel_size} x data parallel {server.data_parallel_size}"
+    return [f"vLLM at {server.url}, {where}, {sizes}, {server.dtype}, {length}, weights over {server.weight_transfer}"]
+
+
+def _trainer(plan: Plan) -> list[str]:
+    step = _first(plan, "trainer")
+    if step is None:
+        return []
+    world = plan.batch.get("world_size", 1)
+    nodes = f" on {plan.nodes} nodes" if plan.nodes > 1 else ""
+    return [f"{_where(step)}{nodes}, {world} process{'' if world == 1 else 'es'}, {plan.recipe.launch.accelerate}"]
+
+
+def _where(step: Step | None) -> str:
+    if step is None or not step.gpus:
+        return "on the CPU"
+    return f"GPU{'s' if len(step.gpus) > 1 else ''} {','.join(step.gpus)}"
+
+
+def _batch(batch: Mapping[str, Any]) -> list[str]:
+    if not batch:
+        return []
+    factors = " x ".join(
+        f"{name} {batch[key]}"
+        for name, key in (
+            ("per device", "per_device_train_batch_size"),
+            ("accumulation", "gradient_accumulation_steps"),
+            ("processes", "world_size"),
+        )
+    )
+    text = f"{factors} = {batch['global_batch_size']} sequences an optimizer step"
+    return [text, *_generation(batch), _duration(batch)]
+
+
+def _generation(batch: Mapping[str, Any]) -> list[str]:
+    if "prompts_per_generation_batch" not in batch:
+        return []
+    return [
+        f"{batch['generation_batch_size']} completions at a time: {batch['prompts_per_generation_batch']} prompts x "
+        f"num_generations {batch['num_generations']}, used in {batch['steps_per_generation']} steps"
+    ]
+
+
+def _duration(batch: Mapping[str, Any]) -> str:
+    return f"{batch['max_steps']} steps" if "max_steps" in batch else f"{batch['num_train_epochs']:g} epochs"
+
+
+def _title(step: Step, plan: Plan) -> str:
+    return step.name if plan.nodes == 1 else f"{step.name} on node {step.node}"
+
+
+def _first(plan: Plan, name: str) -> Step | None:
+    return next((step for step in plan.steps if step.name == name), None)
+
+
+def _step(step: Step) -> dict[str, Any]:
+    return {
+        "name": step.name,
+        "node": step.node,
+        "argv": list(step.argv),
+        "env": dict(step.env),
+        "gpus": list(step.gpus),
+    }
+
+
+def _server(server: Server) -> dict[str, Any]:
+    return {name: getattr(server, name) for name in Server.__dataclass_fields__}

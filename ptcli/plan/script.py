@@ -1,0 +1,84 @@
+"""Shell text that a person can paste: single commands, and the run as one script."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+
+from ptcli.plan.model import Server, Step
+from ptcli.recipe.secrets import REFERENCE
+
+_HEADER = """#!/usr/bin/env bash
+# What `ptcli train` starts, to run by hand (in the environment that ptcli is installed in). ptcli also watches both
+# sides, ends them together and keeps their logs apart; this script only starts them in order.
+set -euo pipefail
+"""
+
+_WAIT = """server=$!
+trap 'kill "$server" 2>/dev/null || true; wait "$server" 2>/dev/null || true' EXIT
+until {probe} 2>/dev/null; do
+  kill -0 "$server" || {{ echo 'the rollout server did not start' >&2; exit 1; }}
+  sleep 2
+done
+"""
+
+_PROBE = "import sys, urllib.request as r; r.build_opener(r.ProxyHandler({})).open(sys.argv[1], timeout=5)"
+
+
+def shell_quote(text: str) -> str:
+    """One shell word. `${oc.env:NAME}` becomes `"$NAME"`, so that a secret is read where the command runs."""
+    parts: list[str] = []
+    end = 0
+    for found in REFERENCE.finditer(text):
+        parts.append(shlex.quote(text[end : found.start()]) if found.start() > end else "")
+        parts.append(f'"${{{found[1]}:-{found[2]}}}"' if found[2] is not None else f'"${found[1]}"')
+        end = found.end()
+    parts.append(shlex.quote(text[end:]) if end < len(text) or not parts else "")
+    return "".join(parts)
+
+
+def shell_command(step: Step) -> str:
+    """A step as one command over several lines, its environment in front."""
+    env = [f"{name}={shell_quote(value)}" for name, value in step.env.items()]
+    words = ["env", *env, *_lines(step.argv)] if env else list(_lines(step.argv))
+    return " \\\n  ".join(words)
+
+
+def launch_script(steps: Iterable[Step], server: Server | None) -> str:
+    """The whole run as a script: server, wait until it is healthy, trainer, server down again."""
+    steps = tuple(steps)
+    rollouts = [step for step in steps if step.name == "rollouts"]
+    trainers = [step for step in steps if step.name == "trainer"]
+    text = _HEADER
+    if rollouts and not trainers:
+        return f"{text}\nexec {shell_command(rollouts[0])}\n"
+    if rollouts and server is not None:
+        text += f"\n{_on_first_node(_start(rollouts[0], server), len(trainers))}"
+    return f"{text}\n{_trainers(trainers)}\n"
+
+
+def _lines(argv: tuple[str, ...]) -> list[str]:
+    """The program and its positional words on the first line, then an option with its value on each."""
+    lines: list[str] = []
+    for word in argv:
+        if lines and not word.startswith("--") and (len(lines) == 1 or " " not in lines[-1]):
+            lines[-1] += " " + shell_quote(word)
+        else:
+            lines.append(shell_quote(word))
+    return lines
+
+
+def _start(step: Step, server: Server) -> str:
+    probe = f"python -c {shlex.quote(_PROBE)} {shlex.quote(server.url + '/health')}"
+    return f"{shell_command(step)} &\n{_WAIT.format(probe=probe)}"
+
+
+def _on_first_node(text: str, nodes: int) -> str:
+    return text if nodes <= 1 else f'if [ "${{NODE_RANK:?}}" = 0 ]; then\n{text}fi\n'
+
+
+def _trainers(steps: list[Step]) -> str:
+    if len(steps) == 1:
+        return shell_command(steps[0])
+    cases = "\n".join(f"{step.node})\n{shell_command(step)}\n;;" for step in steps)
+    return f'case "${{NODE_RANK:?}}" in\n{cases}\nesac'
