@@ -1,0 +1,231 @@
+"""The run directory: who may use it, what is written before the start, and `status.json`."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from ptcli.errors import Problem, RequestError
+from ptcli.plan.model import Plan
+from ptcli.run.masking import mask
+
+State = Literal["planned", "serving", "training", "finished", "failed", "stopped"]
+RUNNING: tuple[State, ...] = ("planned", "serving", "training")
+"""States that a run leaves again."""
+
+_SIGNS = ("recipe.resolved.yaml", "status.json", "checkpoint-*", "*.safetensors")
+"""What tells that a run lives here."""
+_LEFT_BY_A_RUN = (
+    *_SIGNS, "plan.json", "launch.sh", "stack.json", "accelerate.yaml", "metrics.jsonl", "logs", "completions",
+    "*.safetensors.index.json", "config.json", "generation_config.json", "adapter_config.json", "training_args.bin",
+    "trainer_state.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "processor_config.json",
+    "preprocessor_config.json",
+)  # fmt: skip
+"""All that `--overwrite` removes. Other files stay: they are not ours."""
+_FRESH = ("logs/heartbeat.json",)
+"""What even a resumed run starts without."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """`status.json`."""
+
+    state: State
+    cause: str | None
+    """Why it failed or was stopped; None otherwise."""
+    step: int
+    """Finished steps."""
+    exit_code: int | None
+    """Exit code of ptcli; None while the run goes on."""
+    updated: str
+    """ISO 8601, UTC."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class RunDirectory:
+    """One run's directory. A context manager from `prepare` on: no other ptcli may use it meanwhile."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.logs = path / "logs"
+        self.heartbeat = self.logs / "heartbeat.json"
+        self.metrics = path / "metrics.jsonl"
+        self.status_file = path / "status.json"
+        self._lock: int | None = None
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def lock(self) -> tuple[int, ...]:
+        """The file descriptor that holds the lock, if any. A child that inherits it holds the lock too."""
+        return () if self._lock is None else (self._lock,)
+
+    def log(self, step: str) -> Path:
+        return self.logs / f"{step}.log"
+
+    def check(self, *, overwrite: bool = False, resume: bool = False, smoke: bool = False) -> None:
+        """Raise RequestError when no run may start here. Writes nothing."""
+        self._check_place()
+        self._check_lock()
+        if resume or not self._holds_a_run():
+            return
+        if overwrite or (smoke and self._holds_a_smoke()):
+            return self._check_safe_to_clear()
+        fix = "choose another output_dir, or throw that run away with --overwrite"
+        raise RequestError(Problem(f"{self.path} holds another run", fix, key=("output_dir",)))
+
+    def prepare(self, plan: Plan, *, overwrite: bool = False, resume: bool = False) -> RunDirectory:
+        """Check, lock, and write all that a run has before it starts.
+
+        Raises:
+            RequestError: the directory holds another run or is in use, a program of the plan is missing (nothing was
+                written then), or the disk refuses.
+        """
+        from ptcli.run.processes import check_programs
+
+        check_programs(plan)
+        self.check(overwrite=overwrite, resume=resume, smoke=plan.smoke)
+        try:
+            self.logs.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+            self._clear(_FRESH if resume else (*_LEFT_BY_A_RUN, *plan.files))
+            self._write_plan(plan)
+        except OSError as error:
+            self.close()
+            message = f"cannot write to {self.path}: {error.strerror}"
+            raise RequestError(Problem(message, "choose another output_dir", key=("output_dir",))) from error
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def close(self) -> None:
+        """Let others use the directory."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def status(self) -> Status | None:
+        """What `status.json` says; None when there is none or it can't be read."""
+        try:
+            return Status(**json.loads(self.status_file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def write_status(
+        self, state: State, *, cause: str | None = None, step: int = 0, exit_code: int | None = None
+    ) -> Status:
+        """Replace `status.json`, secrets masked. A disk that refuses does not stop a run: it is tried, no more."""
+        updated = datetime.now(UTC).isoformat(timespec="seconds")
+        status = Status(state, mask(cause) if cause else None, step, exit_code, updated)
+        with suppress(OSError):
+            self.write("status.json", json.dumps(status.as_dict(), indent=2, ensure_ascii=False) + "\n")
+        return status
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file whole or not at all, secrets masked."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.part")
+        draft.write_text(mask(text), encoding="utf-8")
+        if path.suffix == ".sh":
+            draft.chmod(0o755)
+        os.replace(draft, path)
+
+    def _write_plan(self, plan: Plan) -> None:
+        from ptcli.plan.render import render_json
+        from ptcli.run.stack import read_stack
+
+        for name, text in plan.files.items():
+            self.write(name, text)
+        self.write("plan.json", _json(render_json(plan)))
+        self.write("stack.json", _json(read_stack(plan)))
+        self.write_status("planned")
+
+    def _check_place(self) -> None:
+        problem = None
+        nearest = next(path for path in (self.path, *self.path.parents) if path.exists())
+        if not nearest.is_dir():
+            problem = f"{nearest} is a file, not a directory"
+        elif not os.access(nearest, os.W_OK | os.X_OK):
+            problem = f"{nearest} is not writable"
+        if problem:
+            raise RequestError(Problem(problem, "choose another output_dir", key=("output_dir",)))
+
+    def _check_lock(self) -> None:
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            descriptor = os.open(self._lock_file, os.O_RDWR)
+            try:
+                _lock_or_refuse(descriptor, self.path)
+            finally:
+                os.close(descriptor)
+
+    @property
+    def _lock_file(self) -> Path:
+        return self.logs / ".lock"
+
+    def _take_lock(self) -> None:
+        self._lock = os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o644)
+        _lock_or_refuse(self._lock, self.path)
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+
+    def _check_safe_to_clear(self) -> None:
+        path = self.path.resolve()
+        if path in (Path(path.anchor), Path.home().resolve()):
+            message = f"{self.path} is not cleared: it is no place for a run"
+            raise RequestError(Problem(message, "choose another output_dir", key=("output_dir",)))
+
+    def _holds_a_run(self) -> bool:
+        return any(True for _ in self._matching(_SIGNS))
+
+    def _holds_a_smoke(self) -> bool:
+        with suppress(OSError, ValueError):
+            stack = cast(dict[str, Any], json.loads((self.path / "stack.json").read_text(encoding="utf-8")))
+            return stack.get("smoke") is True
+        return False
+
+    def _matching(self, patterns: tuple[str, ...]) -> Iterator[Path]:
+        for pattern in patterns:
+            yield from self.path.glob(pattern)
+
+    def _clear(self, patterns: tuple[str, ...]) -> None:
+        for path in list(self._matching(patterns)):
+            if path == self.logs and not path.is_symlink():
+                self._clear(tuple(f"logs/{p.name}" for p in path.iterdir() if p != self._lock_file))
+            elif path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _lock_or_refuse(descriptor: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+        message = f"{path} is in use by another ptcli (pid {owner})"
+        fix = "wait for it, end it, or choose another output_dir"
+        raise RequestError(Problem(message, fix, key=("output_dir",))) from None
+    except OSError:
+        # A file system without locks (some network mounts): better to run without one than not at all.
+        pass
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"

@@ -1,0 +1,46 @@
+"""Ctrl-C, SIGTERM and SIGHUP, noted instead of obeyed at once, so that a run is ended in order."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+from ptcli.errors import Interrupted
+
+_SAME = 0.5
+"""Seconds in which a repeated signal is the same wish: a terminal and a parent may both deliver it."""
+
+
+class Signals:
+    """A context manager that catches the signals that end a run and puts the old handlers back afterwards."""
+
+    def __init__(self) -> None:
+        self._received: list[tuple[int, float]] = []
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                # nohup ignores SIGHUP for us, and means it.
+                if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:
+                    self._old[signum] = signal.signal(signum, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._old.items():
+            signal.signal(signum, handler)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self._received.append((signum, time.monotonic()))
+
+    def check(self) -> None:
+        """Raise Interrupted if one came."""
+        if self._received:
+            raise Interrupted(self._received[0][0])
+
+    def hurry(self) -> bool:
+        """True once a person asked twice."""
+        return bool(self._received) and self._received[-1][1] - self._received[0][1] > _SAME

@@ -1,0 +1,305 @@
+"""A run from its first process to its last.
+
+    start the server ─▶ wait until it is ready ─▶ start the trainer ─▶ watch both ─▶ end both, trainer first
+
+Whatever happens on the way raises, and there is one place (`Run.live`) that turns it into an ending and one that ends
+the processes:
+
+    the trainer ended with 0 and at least one step           finished   0
+    either side died, no progress, not ready, no steps       failed     1    WorkError
+    SIGINT, SIGTERM, SIGHUP                                   stopped  128+n  Interrupted
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+from ptcli.errors import Interrupted, PtcliError, WorkError
+from ptcli.run.health import (
+    Background,
+    Heartbeat,
+    Pulse,
+    Watchdog,
+    ask_engine,
+    dump_stacks,
+    log_size,
+    read_heartbeat,
+)
+from ptcli.run.logs import first_error, tail
+from ptcli.run.processes import Processes, ProcessGroup, adopt_orphans
+from ptcli.run.rundir import RunDirectory, State, Status
+from ptcli.run.signals import Signals
+
+if TYPE_CHECKING:
+    from ptcli.plan.model import Plan, Server, Step
+    from ptcli.run.panel import View
+
+TICK = 0.1
+"""Seconds between two looks at everything."""
+RECORD_INTERVAL = 1.0
+"""Seconds between two records of descendants; more when recording itself is slow."""
+BLAME_SECONDS = 3.0
+"""How long a trainer that lost its connection may have died before the server whose fault it was."""
+
+SIDES = {"rollouts": "rollout server", "trainer": "trainer"}
+_LOST_SERVER = ("Connection", "Request failed: 5", "RemoteDisconnected", "reset by peer", "Max retries")
+
+
+class SideFailed(WorkError):
+    """A side failed; `side` is the one whose log tells why."""
+
+    def __init__(self, side: str, message: str):
+        self.side = side
+        super().__init__(message)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What became of a run."""
+
+    state: State
+    exit_code: int
+    cause: str | None = None
+    guilty: tuple[str, ...] = ()
+    """Sides whose logs are worth showing."""
+
+
+def supervise(plan: Plan, rundir: RunDirectory, *, view: View) -> Status:
+    """Run a plan to its end, whatever that is; `rundir` must be prepared.
+
+    Failures and signals do not raise: the status has the cause and the exit code.
+    """
+    with Signals() as signals, adopt_orphans(), Processes(rundir.status_file, rundir.lock) as processes:
+        run = Run(plan, rundir, view, signals, processes)
+        ending = run.live()
+        status = rundir.write_status(ending.state, cause=ending.cause, step=run.step, exit_code=ending.exit_code)
+    if ending.cause and ending.state == "failed":
+        view.fail(status.cause or "", list(_details(rundir, ending.guilty)))
+    elif ending.cause:
+        view.say(ending.cause)
+    view.close()
+    return status
+
+
+class Run:
+    """One run of a plan: its processes, its clocks, and what to do when."""
+
+    def __init__(self, plan: Plan, rundir: RunDirectory, view: View, signals: Signals, processes: Processes):
+        self.plan, self.rundir, self.view, self.signals, self.processes = plan, rundir, view, signals, processes
+        self.beat: Heartbeat | None = None
+        self._record_at = 0.0
+
+    @property
+    def step(self) -> int:
+        return self.beat.step if self.beat else 0
+
+    def live(self) -> Ending:
+        """All of it, in order."""
+        try:
+            self._bring_up_server()
+            self._train()
+            ending = Ending("finished", 0)
+        except Interrupted as stop:
+            ending = Ending("stopped", stop.exit_code, str(stop))
+        except SideFailed as error:
+            ending = Ending("failed", 1, str(error), (error.side,))
+        except PtcliError as error:
+            ending = Ending("failed", 1, str(error), tuple(SIDES))
+        finally:
+            self._tear_down()
+        return ending
+
+    def _bring_up_server(self) -> None:
+        from ptcli.rollouts.ready import check_identity
+
+        server = self.plan.server
+        if server is None:
+            return
+        if server.external:
+            self._wait(Background(check_identity, server), f"looking at the rollout server at {server.url}")
+            return
+        self.rundir.write_status("serving")
+        group = self._start("rollouts")
+        began = time.monotonic()
+        self._wait(wait_in_background(server, group), "starting the rollout server")
+        self.view.say(f"rollout server ready after {time.monotonic() - began:.0f} s at {server.url}")
+
+    def _wait(self, call: Background, activity: str) -> None:
+        """Wait for a call that tells whether the server is good."""
+        while not call.done():
+            self._look_around(activity)
+            self._check_server()
+        try:
+            call.result()
+        except WorkError as error:
+            self._check_server()
+            raise SideFailed("rollouts", f"{SIDES['rollouts']}: {error}") from error
+
+    def _train(self) -> None:
+        trainer = self._start("trainer")
+        now = time.monotonic()
+        watchdog = Watchdog(self.plan.no_progress_seconds, now)
+        pulse = Pulse(self.plan.server, self.plan.no_progress_seconds, now) if self.plan.server else None
+        while (code := trainer.poll()) is None:
+            self._look_around(self._activity())
+            self._check_server()
+            now = time.monotonic()
+            watchdog.observe(self.beat, log_size(self.rundir.log("trainer")), now)
+            complaint = watchdog.complaint(now) or (pulse and pulse.complaint(now))
+            if complaint:
+                self._give_up(complaint)
+        self._read_beat()
+        self._judge(code)
+
+    def _judge(self, code: int) -> None:
+        """Decide what the trainer's end means."""
+        if code == 0 and self.step > 0:
+            return
+        if code == 0:
+            raise SideFailed("trainer", "the trainer ended without having trained a single step")
+        error = first_error(self.rundir.log("trainer")) or ""
+        if any(sign in error for sign in _LOST_SERVER):
+            self._await_server_death(error)
+        raise SideFailed("trainer", _death("trainer", code, error))
+
+    def _await_server_death(self, error: str) -> None:
+        """A trainer whose server dies may be the first to be gone. Raises SideFailed when that is what happened."""
+        deadline = time.monotonic() + BLAME_SECONDS
+        while time.monotonic() < deadline:
+            self._look_around("the trainer lost the rollout server")
+            self._check_server(f"; the trainer then ended: {error}")
+
+    def _check_server(self, consequence: str = "") -> None:
+        """Raise SideFailed if our server is gone."""
+        group = self.processes.groups.get("rollouts")
+        code = group.poll() if group else None
+        if code is not None:
+            error = first_error(self.rundir.log("rollouts")) or ""
+            raise SideFailed("rollouts", _death("rollouts", code, error) + consequence)
+
+    def _give_up(self, complaint: str) -> NoReturn:
+        """End a run that hangs, after a note of what both sides are doing. Takes about 3 s."""
+        self.view.say(f"{complaint}; writing stacks to {self.rundir.logs}")
+        question = Background(ask_engine, self.plan.server, 2.0) if self.plan.server else None
+        self.processes.record()
+        dump_stacks((self.rundir.logs / f"stacks-{g.name}.txt", g.alive()) for g in self.processes.groups.values())
+        errors = ((side, first_error(self.rundir.log(side))) for side in SIDES)
+        found = [f"first error in {side}.log: {error}" for side, error in errors if error]
+        raise WorkError("; ".join([complaint, *_silence(question), *found]))
+
+    def _start(self, name: str) -> ProcessGroup:
+        step = find_step(self.plan, name)
+        return self.processes.start(step, self.rundir.log(name))
+
+    def _look_around(self, activity: str) -> None:
+        """What every loop does at every turn. Raises Interrupted when a signal came."""
+        self.signals.check()
+        self._read_beat()
+        self._record()
+        self.view.show(activity, self.beat)
+        time.sleep(TICK)
+
+    def _read_beat(self) -> None:
+        self.beat = read_heartbeat(self.rundir.heartbeat) or self.beat
+
+    def _record(self) -> None:
+        began = time.monotonic()
+        if began < self._record_at:
+            return
+        self.processes.record()
+        if "trainer" in self.processes.groups:
+            self.rundir.write_status("training", step=self.step)
+        took = time.monotonic() - began
+        # On a big node there are thousands of processes to go through: at most 2 % of a core for that.
+        self._record_at = began + max(RECORD_INTERVAL, 50 * took)
+
+    def _activity(self) -> str:
+        return self.beat.phase if self.beat else "loading"
+
+    def _tear_down(self) -> None:
+        if self.processes.groups:
+            self.view.show("ending the processes", self.beat)
+        self.processes.end(self.signals.hurry)
+        left = [process.pid for process in self.processes.alive()]
+        if left:
+            self.view.say(f"processes that do not end, even killed: {', '.join(map(str, left))}")
+
+
+def serve(plan: Plan, *, view: View) -> int:
+    """Run only the rollout server, in the foreground, its log on the terminal. Returns ptcli's exit code.
+
+    Ends with Interrupted's code on a signal, and with 1 when the server dies or does not become ready.
+    """
+    with Signals() as signals, adopt_orphans(), Processes() as processes:
+        try:
+            _serve_until_stopped(plan, signals, processes, view)
+        except Interrupted as stop:
+            view.say(str(stop))
+            return stop.exit_code
+        except WorkError as error:
+            view.fail(str(error), [])
+            return error.exit_code
+        finally:
+            processes.end(signals.hurry)
+            view.close()
+
+
+def _serve_until_stopped(plan: Plan, signals: Signals, processes: Processes, view: View) -> NoReturn:
+    server = plan.server
+    assert server is not None, "a plan to serve has a server"
+    group = processes.start(find_step(plan, "rollouts"), None)
+    ready: Background | None = wait_in_background(server, group)
+    while True:
+        signals.check()
+        processes.record()
+        if (code := group.poll()) is not None:
+            raise WorkError(_death("rollouts", code, ""))
+        if ready and ready.done():
+            ready.result()
+            view.say(f"rollout server ready: rollouts.url={server.url}")
+            ready = None
+        time.sleep(RECORD_INTERVAL / 4)
+
+
+def wait_in_background(server: Server, group: ProcessGroup) -> Background:
+    """Start waiting for a server to be ready. The result is None, or the WorkError that says why it is not."""
+    from ptcli.rollouts.ready import wait_until_ready
+
+    deadline = time.monotonic() + server.startup_timeout
+    return Background(wait_until_ready, server, lambda: group.poll() is None, deadline=deadline)
+
+
+def find_step(plan: Plan, name: str) -> Step:
+    """This node's step of that name."""
+    return next(step for step in plan.steps if step.name == name and step.node == 0)
+
+
+def _silence(question: Background | None) -> Iterable[str]:
+    """What there is to say of a server that was asked a moment ago."""
+    try:
+        if question:
+            question.result()
+    except WorkError as error:
+        yield f"the rollout server does not answer ({error})"
+
+
+def _death(side: str, code: int, error: str) -> str:
+    """`rollout server died (signal 9): ...`, `trainer died (exit code 1): ValueError: ...`."""
+    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    if code == -signal.SIGKILL:
+        # Whatever its log says, this it can't know.
+        error = "killed from outside, perhaps for want of memory"
+    return f"{SIDES[side]} died ({how}){': ' + error if error else ''}"
+
+
+def _details(rundir: RunDirectory, sides: Iterable[str]) -> Iterable[str]:
+    for side in sides:
+        log = rundir.log(side)
+        lines = tail(log)
+        if lines:
+            yield f"--- last lines of {log}"
+            yield from lines
