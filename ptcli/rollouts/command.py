@@ -70,21 +70,6 @@ def trainer_environment(server: Server, device: Device) -> dict[str, str]:
     return env
 
 
-def device_environment(gpus: Sequence[str], device: Device) -> dict[str, str]:
-    """Which GPUs a process sees: the tokens as they are, in the order in which ptcli counted them.
-
-    ptcli counts as NVML does, by PCI bus; CUDA counts the fastest first unless told otherwise, so that on a mixed
-    machine index 0 would be another card. Where the caller's environment has already chosen, it is left alone.
-    """
-    if device == "cpu":
-        return {"CUDA_VISIBLE_DEVICES": ""}
-    env = {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
-    chosen = {"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"} & os.environ.keys()
-    if all(token.isdigit() for token in gpus) and not chosen:
-        env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-    return env
-
-
 def no_proxy(host: str) -> dict[str, str]:
     """`NO_PROXY` and `no_proxy` of this environment with `host` and loopback added; both spellings are in use."""
     present = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
@@ -178,7 +163,8 @@ def _server_environment(
         "DO_NOT_TRACK": "1",
         "PYTHONUNBUFFERED": "1",
         **no_proxy(host),
-        **device_environment(gpus, device),
+        # The tokens as they are, never renumbered; in which order CUDA counts is the plan's to say, for both sides.
+        "CUDA_VISIBLE_DEVICES": ",".join(gpus) if device == "cuda" else "",
     }
     if is_loopback(host):
         env["VLLM_HOST_IP"] = _loopback_address(host)

@@ -44,8 +44,8 @@ def wait_until_ready(
 ) -> None:
     """Return when `server` is up, is what was planned, and has generated a token.
 
-    `alive` tells whether its process still runs; `deadline` is a `time.monotonic()` instant; `on_wait` is called between
-    two looks with the seconds waited so far. Raises WorkError with the reason as soon as waiting is pointless.
+    `alive` tells whether its process still runs; `deadline` is a `time.monotonic()` instant; `on_wait` is called
+    between two looks with the seconds waited so far. Raises WorkError with the reason as soon as waiting is pointless.
     """
     started = time.monotonic()
     while (reason := _why_not_up(server)) is not None:
@@ -62,14 +62,16 @@ def wait_until_ready(
     _give_up_if_dead(server, alive)  # the one that answered is somebody else then
     try:
         check_identity(server)
-        probe(server, PROBE_TIMEOUT)
     except WorkError:
         _give_up_if_dead(server, alive)
         raise
 
 
 def check_identity(server: Server) -> None:
-    """Raise WorkError unless the server is what the plan says, naming everything that differs."""
+    """Raise WorkError, naming everything that differs, unless the server is what the plan says and generates a token.
+
+    For a server that is up: our own, or the one at `rollouts.url`.
+    """
     try:
         differences = list(_differences(server))
     except NotYet as error:
@@ -79,6 +81,7 @@ def check_identity(server: Server) -> None:
         ) from error
     if differences:
         raise WorkError(f"the rollout server at {server.url} cannot be used: " + "; ".join(differences))
+    probe(server, PROBE_TIMEOUT)
 
 
 def probe(server: Server, timeout: float) -> None:
@@ -105,7 +108,8 @@ def _why_not_up(server: Server) -> str | None:
         return str(error)
     if 400 <= status < 500:  # vLLM has the route from the start, so this is not vLLM
         raise WorkError(
-            f"another program answers at {server.url} (/health: {status}); set rollouts.port to a free port, or leave it out"
+            f"another program answers at {server.url} (/health: {status}); set rollouts.port to a free port, "
+            "or leave it out"
         )
     return None if status == 200 else f"/health answered {status}"
 
