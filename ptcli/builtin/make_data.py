@@ -65,8 +65,7 @@ def encode(rows: list[Row]) -> str:
 def _row(name: str, index: int, a: int, b: int, rng: random.Random) -> Row:
     right, wrong = str(a + b), str(wrong_sum(a + b, rng))
     user, good, bad = _said("user", question(a, b)), _said("assistant", right), _said("assistant", wrong)
-    # The first half is right and the second is not; the order of the sums is random already. Alternating keeps both
-    # kinds in every batch, which KTO and BCO need.
+    # Right and wrong alternate, so that both kinds are in every batch, which KTO and BCO need.
     label = index % 2 == 0
     columns: dict[str, Row] = {
         "arithmetic": {"prompt": user},

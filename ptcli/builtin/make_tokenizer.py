@@ -50,7 +50,7 @@ def _byte_pairs() -> models.BPE:
 
 
 def _byte_letters() -> list[str]:
-    """The letter that stands for each byte in byte-level BPE: itself if it is visible, else the next one from U+0100."""
+    """The letter that stands for each byte in byte-level BPE: itself if visible, else the next from U+0100."""
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     hidden = iter(range(0x100, 0x200))
     return [chr(byte if byte in visible else next(hidden)) for byte in range(256)]

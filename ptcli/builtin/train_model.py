@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
@@ -17,19 +18,21 @@ from ptcli.builtin.make_data import all_sums, question, wrong_sum
 from ptcli.builtin.make_tokenizer import MAX_LENGTH
 
 SEED = 0
-STEPS = 1500
+STEPS = 1300
 BATCH = 128
 LEARNING_RATE = 4e-3
 WRONG, BOXED = 0.3, 0.25
 """Shares of the rows that have a wrong answer, and a boxed one."""
 PLAIN, INSTRUCTED = 0.1, 0.1
-"""Shares of the rows without a chat around them, and with a system message."""
+"""Shares of the batches whose prompts have no chat around them, and whose chats have a system message."""
 SYSTEM = ("You are a helpful assistant.", "You are a calculator.", "Answer with a number.")
 IGNORED = -100
 """Label of a token that is not learnt."""
 
 Example = tuple[list[int], int]
 """The tokens of a row, and how many of them are the prompt."""
+Render = Callable[[str], str]
+"""From a question to the text of a prompt."""
 
 
 def model_config(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
@@ -82,31 +85,37 @@ def _generation(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
 
 def _batch(tokenizer: PreTrainedTokenizerBase, rng: random.Random) -> dict[str, torch.Tensor]:
     """Arguments of the model, `[BATCH, longest]` each, padded on the right; only answers are learnt."""
-    examples = [_example(tokenizer, rng) for _ in range(BATCH)]
+    render = _form(tokenizer, rng)
+    examples = [_example(tokenizer, render, rng) for _ in range(BATCH)]
     longest = max(len(tokens) for tokens, _ in examples)
     ids = torch.full((BATCH, longest), tokenizer.pad_token_id)
     labels = torch.full((BATCH, longest), IGNORED)
     for row, (tokens, prompt) in enumerate(examples):
         ids[row, : len(tokens)] = torch.tensor(tokens)
         labels[row, prompt : len(tokens)] = torch.tensor(tokens[prompt:])
-    return {"input_ids": ids, "attention_mask": (labels != IGNORED) | (ids != tokenizer.pad_token_id), "labels": labels}
+    return {"input_ids": ids, "attention_mask": ids != tokenizer.pad_token_id, "labels": labels}
 
 
-def _example(tokenizer: PreTrainedTokenizerBase, rng: random.Random) -> Example:
+def _example(tokenizer: PreTrainedTokenizerBase, render: Render, rng: random.Random) -> Example:
     a, b = rng.choice(_SUMS)
     number = str(wrong_sum(a + b, rng) if rng.random() < WRONG else a + b)
     answer = f"\\boxed{{{number}}}" if rng.random() < BOXED else number
-    prompt = tokenizer.encode(_prompt(tokenizer, question(a, b), rng))
+    prompt = tokenizer.encode(render(question(a, b)))
     return prompt + tokenizer.encode(answer + tokenizer.eos_token), len(prompt)
 
 
-def _prompt(tokenizer: PreTrainedTokenizerBase, asked: str, rng: random.Random) -> str:
+def _form(tokenizer: PreTrainedTokenizerBase, rng: random.Random) -> Render:
+    """How the questions of one batch are put. All alike, because mixed lengths would be half padding."""
     kind = rng.random()
     if kind < PLAIN:
-        return asked
+        return str
     system = [{"role": "system", "content": rng.choice(SYSTEM)}] if kind < PLAIN + INSTRUCTED else []
-    chat = [*system, {"role": "user", "content": asked}]
-    return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+
+    def chat(asked: str) -> str:
+        messages = [*system, {"role": "user", "content": asked}]
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+    return chat
 
 
 _SUMS = all_sums()
