@@ -125,8 +125,10 @@ def conflicts(strategy: Strategy, recipe: Recipe, processes: int, device: str) -
 
 
 def mixed_precision(strategy: Strategy, recipe: Recipe) -> tuple[str, list[Problem]]:
-    """The precision of the run. A user's own config file may decide where the recipe says nothing."""
-    said = None if strategy.shipped else strategy.config.get("mixed_precision")
+    """The precision of the run. A user's own config file may decide where the recipe says nothing, though not on a
+    CPU: such a file is written for GPUs."""
+    own = not strategy.shipped and recipe.launch.device != "cpu"
+    said = strategy.config.get("mixed_precision") if own else None
     wanted = computes_in(recipe)
     if said is None or said == wanted:
         return wanted, []
