@@ -1,0 +1,75 @@
+"""What the method's row says about the recipe's sections: which it needs, which it may have."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any, get_args
+
+from ptcli.errors import Problem
+from ptcli.methods import METHODS, Method
+from ptcli.methods import Section as SectionName
+from ptcli.recipe.suggest import nearest
+from ptcli.recipe.tree import Broken, Scalar, Table, describe
+
+_SECTIONS: tuple[str, ...] = get_args(SectionName)
+
+
+def read_method(root: Table) -> tuple[Method | None, list[Problem]]:
+    """The row that `method` names and what is wrong with the key; a misspelt method gives the row that was meant."""
+    # A misspelt key is reported as such elsewhere; what it says is meant all the same.
+    key = "method" if "method" in root.entries else next((k for k in root.entries if nearest(k, ["method"])), "")
+    entry = root.entries.get(key)
+    names = ", ".join(METHODS)
+    if entry is None:
+        return None, [Problem("`method` is missing", f"it is one of {names}", key=("method",))]
+    node = entry.node
+    if isinstance(node, Broken):
+        return None, []
+    if isinstance(node, Scalar) and node.text in METHODS:
+        return METHODS[node.text], []
+    close = nearest(node.text, METHODS) if isinstance(node, Scalar) else None
+    shown = repr(node.text[:40]) if isinstance(node, Scalar) and node.value is not None else describe(node)
+    fix = f"did you mean `{close}`? The methods are {names}" if close else f"the methods are {names}"
+    problem = Problem(f"there is no method {shown}", fix, key=("method",))
+    return METHODS[close] if close else None, [problem]
+
+
+def superfluous_sections(method: Method, present: Collection[str]) -> Iterator[Problem]:
+    """A problem for every section of the recipe that the method has no use for. `present`: names of its sections."""
+    for name in _SECTIONS:
+        if name in present and name not in method.sections:
+            users = ", ".join(row.name for row in METHODS.values() if name in row.sections)
+            yield Problem(f"`{name}` is not a section of {method.name}", f"remove it; it is for {users}", key=(name,))
+    if "rollouts" in present and not method.backends:
+        users = ", ".join(row.name for row in METHODS.values() if row.backends)
+        why = "generates in the trainer itself" if method.online else "is not an online method"
+        fix = f"remove it; it is for {users}"
+        yield Problem(f"`rollouts` is not a section of {method.name}, which {why}", fix, key=("rollouts",))
+
+
+def missing_sections(method: Method, present: Collection[str]) -> Iterator[Problem]:
+    """A problem for every section that the method needs and the recipe has not."""
+    for name in method.needs:
+        if name not in present:
+            yield Problem(f"{method.name} needs the section `{name}`", f"add `{name}:` to the recipe", key=(name,))
+
+
+def refused_backend(method: Method, rollouts: dict[str, Any]) -> Iterator[Problem]:
+    """A problem when the rollouts' backend, which is vllm unless they say otherwise, does not work with the method."""
+    backend = rollouts.get("backend") or "vllm"
+    if method.backends and backend not in method.backends:
+        working = " or ".join(method.backends)
+        message = f"{method.name} does not work with the rollouts backend {backend} in the pinned TRL"
+        yield Problem(
+            message, f"write rollouts: {{backend: {working}}}, or leave rollouts out", ("rollouts", "backend")
+        )
+
+
+def fraction_out_of_range(data: dict[str, Any]) -> Iterator[Problem]:
+    """A problem when `data.eval` is a number that is no share of the training rows."""
+    share = data.get("eval")
+    if isinstance(share, float) and not 0 < share < 1:
+        message = (
+            f"`data.eval` as a number is the share of the training rows to hold out, between 0 and 1, not {share:g}"
+        )
+        yield Problem(message, "write for example 0.05, or a list of sources", key=("data", "eval"))

@@ -1,0 +1,102 @@
+"""Which key somebody meant who wrote another."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from ptcli.recipe.model import Recipe
+
+NOT_BUILT = {
+    "": frozenset({"tools", "environment", "evaluate", "after"}),
+    "data": frozenset({"allow"}),
+    "data.train": frozenset({"from", "map_roles", "parse_json", "prompt", "map", "filter", "columns", "weight"}),
+    "launch": frozenset({"nccl", "slurm"}),
+}
+"""Keys that are kept for what is not built yet, by section."""
+
+_OTHER_NAMES = {
+    "batch_size": "training.per_device_train_batch_size",
+    "dataset": "data.train",
+    "dataset_name": "data.train.0.path",
+    "datasets": "data.train",
+    "epochs": "training.num_train_epochs",
+    "lora": "peft",
+    "lora_config": "peft",
+    "lr": "training.learning_rate",
+    "model_name": "model.path",
+    "model_name_or_path": "model.path",
+    "num_epochs": "training.num_train_epochs",
+    "peft_config": "peft",
+    "reward_funcs": "rewards",
+    "reward_functions": "rewards",
+    "teacher_model": "teacher",
+    "train_dataset": "data.train",
+    "eval_dataset": "data.eval",
+    "trainer": "method",
+    "vllm": "rollouts",
+}
+
+
+def nearest(word: str, words: Iterable[str]) -> str | None:
+    """The one of `words` that `word` looks like most, or None when it looks like none."""
+    known = {_normal(known): known for known in words}
+    found = difflib.get_close_matches(_normal(word), known, n=1, cutoff=0.7)
+    return known[found[0]] if found else None
+
+
+def quote_nearest(word: str, words: Iterable[str]) -> str:
+    """A question that names the nearest of `words`, or nothing."""
+    close = nearest(word, words)
+    return f"did you mean `{close}`?" if close else ""
+
+
+def advise_on_key(key: str, known: Iterable[str], place: str, training: Iterable[str]) -> str:
+    """What to do about the unknown `key` of the section at `place` (dotted, no indices), whose keys are `known`.
+
+    `training` are the fields of the method's config.
+    """
+    known = list(known)
+    other_name = _OTHER_NAMES.get(_normal(key), "")
+    close = nearest(key, known)
+    if close and not other_name:
+        return f"did you mean `{close}`?"
+    homes = [home for home in (other_name, *_homes(key, training)) if home and home != f"{place}.{close}"]
+    if homes:
+        return f"in a recipe that is `{homes[0]}`" if other_name else f"it belongs under `{homes[0]}`"
+    return f"the keys here are {', '.join(known)}" if known else ""
+
+
+def _homes(key: str, training: Iterable[str]) -> Iterator[str]:
+    """Where in a recipe a key is at home, the likeliest place first."""
+    word = _normal(key)
+    if word in Recipe.model_fields:
+        yield word
+    if word in training:
+        yield f"training.{word}"
+    yield from (place for place in _PLACES if place.rpartition(".")[2] == word)
+
+
+def sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Every model that an annotation mentions."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from sections_in(argument)
+
+
+def _places(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        for section in sections_in(field.annotation):
+            yield from (f"{prefix}{name}.{inner}" for inner in section.model_fields)
+            yield from _places(section, f"{prefix}{name}.")
+
+
+def _normal(word: str) -> str:
+    return word.strip().lower().replace("-", "_")
+
+
+_PLACES = tuple(dict.fromkeys(_places(Recipe, "")))

@@ -1,0 +1,381 @@
+# ruff: noqa: E501 (a table reads better in long lines)
+"""Recipes with something wrong in them, and what must be said about each, as data.
+
+A case is a folder of files of which `recipe.yaml` is loaded, with overrides and environment variables. `errors` are all
+the errors, in order: the position as it is shown, and texts that the message must have (the nearest key, what to do).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+GOOD = """\
+method: sft
+model: {path: builtin:tiny}
+data: {train: [{path: builtin:arithmetic-messages}]}
+"""
+"""Three lines of a recipe with nothing wrong; cases add line 4 and so on."""
+
+GRPO = """\
+method: grpo
+model: {path: builtin:tiny}
+data: {train: [{path: builtin:arithmetic}]}
+rewards: [{use: "trl.rewards:accuracy_reward"}]
+"""
+
+
+@dataclass(frozen=True)
+class Broken:
+    name: str
+    files: str | bytes | dict[str, str | bytes]
+    errors: list[tuple[str, ...]]
+    overrides: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    hopeless: bool = False
+    """No recipe comes of it, not even one without the faulty keys."""
+
+
+def error(position: str, *texts: str) -> tuple[str, ...]:
+    return (f"recipe.yaml:{position}" if position[:1].isdigit() else position, *texts)
+
+
+NOT_YAML = [
+    Broken("unclosed list", GOOD + "training: {lr: [1, 2\n", [error("4:16", "not valid YAML")], hopeless=True),
+    Broken("unclosed quote", GOOD + "name: 'x\n", [error("4:7", "not valid YAML")], hopeless=True),
+    Broken("tab", "method: sft\nmodel:\n\tpath: x\n", [error("3:1", "not tabs")], hopeless=True),
+    Broken("colon in a value", GOOD + "name: a: b\n", [error("4:8", "quotes")], hopeless=True),
+    Broken("value that starts with @", GOOD + "name: @x\n", [error("4:7", "quotes", "`@`")], hopeless=True),
+    Broken("reference in braces", GOOD + "training: {run_name: ${name}}\n", [error("4:23", "quotes")], hopeless=True),
+    Broken("control character", GOOD + "name: a\0b\n", [error("4:8", "U+0000")], hopeless=True),
+    Broken("two documents", GOOD + "---\nname: x\n", [error("4:1", "one YAML document")], hopeless=True),
+    Broken("unknown anchor", GOOD + "name: *x\n", [error("4:7", "`*x`")], hopeless=True),
+    Broken("recursive alias", GOOD + "training: &x {a: *x}\n", [error("4:18", "contains itself")], hopeless=True),
+    Broken("a list", "- method: sft\n", [error("1:1", "must be a mapping", "not a list")], hopeless=True),
+    Broken("a number", "\n  5\n", [error("2:3", "must be a mapping", "the number 5")], hopeless=True),
+    Broken("empty", "", [("recipe.yaml", "empty")], hopeless=True),
+    Broken("only comments", "# nothing\n\n# here\n", [("recipe.yaml", "empty")], hopeless=True),
+    Broken("not UTF-8", b"method: sft\nname: \xff\n", [("recipe.yaml", "UTF-8", "line 2")], hopeless=True),
+    Broken("too large", "#" * (1 << 20) + "\n" + GOOD, [("recipe.yaml", "larger than 1 MiB")], hopeless=True),
+    Broken("too deep", GOOD + "training: " + "[" * 60 + "]" * 60, [error("4:61", "levels deep")], hopeless=True),
+    Broken("missing", {}, [("recipe.yaml", "no such file")], hopeless=True),
+    Broken("folder", {"recipe.yaml/x": ""}, [("recipe.yaml", "folder")], hopeless=True),
+]
+
+KEYS = [
+    Broken("duplicate key", GOOD + "seed: 1\nname: x\nseed: 2\n", [error("6:1", "`seed`", "line 4, column 1")]),
+    Broken(
+        "duplicate keys, two of them",
+        GOOD + "training: {max_steps: 1, max_steps: 2}\nname: a\nname: b\n",
+        [error("4:26", "`max_steps`", "line 4, column 12"), error("6:1", "`name`", "line 5")],
+    ),
+    Broken("python tag", GOOD + "name: !!python/name:os.system x\n", [error("4:7", "!!python/name:os.system")]),
+    Broken("custom tags", GOOD + "name: !x a\nseed: !y 1\n", [error("4:7", "`!x`"), error("5:7", "`!y`")]),
+    Broken("key that is a list", GOOD + "training: {[a]: 1}\n", [error("4:12", "a key must be text")]),
+    Broken("merge of a scalar", GOOD + "training:\n  <<: 5\n", [error("5:7", "`<<`")]),
+    Broken("typo of a section", GOOD + "trainin: {}\n", [error("4:1", "`trainin`", "did you mean `training`?")]),
+    Broken(
+        "typos at three levels",
+        "methd: sft\nmodel: {path: builtin:tiny, dtyp: float32}\n"
+        "data:\n  train:\n    - {path: builtin:arithmetic, splitt: train}\n",
+        [
+            error("1:1", "`methd`", "did you mean `method`?"),
+            error("2:29", "`model.dtyp`", "did you mean `dtype`?"),
+            error("5:34", "`data.train.0.splitt`", "did you mean `split`?"),
+        ],
+    ),
+    Broken("hyphens", GOOD + "output-dir: x\n", [error("4:1", "did you mean `output_dir`?")]),
+    Broken("training key at the top", GOOD + "learning_rate: 1e-5\n", [error("4:1", "under `training.learning_rate`")]),
+    Broken(
+        "launch and peft keys in other sections",
+        GOOD + "launch: {tensor_parallel_size: 2}\nguards: {processes: 1}\nquantization: {load_in_4bit: true}\n",
+        [
+            error("4:10", "under `rollouts.tensor_parallel_size`"),
+            error("5:10", "under `launch.processes`"),
+            error("6:1", "under `model.quantization`"),
+        ],
+    ),
+    Broken(
+        "names of other programs",
+        GOOD + "lr: 1\ndataset: x\nlora: {r: 8}\n",
+        [error("4:1", "`training.learning_rate`"), error("5:1", "`data.train`"), error("6:1", "`peft`")],
+    ),
+    Broken(
+        "what is not built yet",
+        GOOD + "tools: [x]\nafter: {merge: true}\nlaunch: {slurm: {}}\n",
+        [
+            error("4:1", "not built yet"),
+            error("5:1", "not built yet"),
+            error("6:10", "`launch.slurm`", "not built yet"),
+        ],
+    ),
+    Broken(
+        "a data transform that is not built yet",
+        "method: sft\nmodel: {path: builtin:tiny}\ndata: {train: [{path: builtin:arithmetic-messages, map: 'f.py:x'}]}\n",
+        [error("3:52", "`data.train.0.map`", "not built yet")],
+    ),
+    Broken("key like nothing", GOOD + "xyzzy: 1\n", [error("4:1", "unknown key `xyzzy`", "model, ")]),
+]
+
+TYPES = [
+    Broken("section that is a list", GOOD + "training: [1]\n", [error("4:1", "must be a mapping", "not a list")]),
+    Broken("model as text", GOOD.replace("{path: builtin:tiny}", "x"), [error("2:1", "must be a mapping", "text 'x'")]),
+    Broken("train as mapping", GOOD.replace("[{", "{").replace("}]", "}"), [error("3:8", "must be a list", "mapping")]),
+    Broken("bool for a number", GOOD + "seed: true\n", [error("4:1", "a whole number", "not true")]),
+    Broken("fraction for a whole number", GOOD + "seed: 1.5\n", [error("4:1", "a whole number", "not the number 1.5")]),
+    Broken("octal-looking number", GOOD + "seed: 0123\n", [error("4:1", "a whole number", "the text '0123'")]),
+    Broken("quoted number", GOOD + "seed: '7'\n", [error("4:1", "a whole number", "the text '7'")]),
+    Broken("null seed", GOOD + "seed:\n", [error("4:1", "a whole number", "not empty")]),
+    Broken(
+        "several wrong types",
+        GOOD + "seed: x\nlaunch: {nodes: two, device: gpu, env: [1]}\nrevision: 1\n",
+        [
+            error("4:1", "`seed` must be a whole number"),
+            error("5:10", "`launch.nodes` must be a whole number", "the text 'two'"),
+            error("5:22", "`launch.device` must be one of auto, cpu, cuda"),
+            error("5:35", "`launch.env` must be a mapping"),
+            error("6:1", "under `model.revision`"),
+        ],
+    ),
+    Broken("choice", GOOD.replace("tiny", "tiny, dtype: bf16"), [error("2:29", "float32, bfloat16", "'bf16'")]),
+    Broken("near choice", GOOD.replace("tiny", "tiny, dtype: bfloat"), [error("2:29", "did you mean `bfloat16`?")]),
+    Broken("bound", GOOD + "launch: {nodes: 0}\n", [error("4:10", "`launch.nodes` must be at least 1", "not 0")]),
+    Broken(
+        "empty list", GOOD.replace("[{path: builtin:arithmetic-messages}]", "[]"), [error("3:8", "at least 1 entry")]
+    ),
+    Broken(
+        "two of three data entries",
+        "method: sft\nmodel: {path: builtin:tiny}\ndata:\n  train:\n    - 5\n    - {path: builtin:arithmetic-messages}\n"
+        "    - {path: builtin:arithmetic-messages, take: -1}\n    - {split: train}\n",
+        [
+            error("5:7", "`data.train.0`", "a mapping"),
+            error("7:43", "`data.train.2.take`", "at least 1"),
+            error("8:7", "`path` is missing in `data.train.3`"),
+        ],
+    ),
+    Broken("share of one", GOOD.replace("}]}", "}], eval: 2}"), [error("3:54", "`data.eval`", "share")]),
+    Broken(
+        "eval of no kind", GOOD.replace("}]}", "}], eval: yes}"), [error("3:54", "a list or a mapping or a number")]
+    ),
+    Broken(
+        "eval sources",
+        GOOD.replace("}]}", "}], eval: {a: [{pth: x}], b: 3}}"),
+        [error("3:66", "`data.eval.a.0.pth`", "`path`"), error("3:76", "`data.eval.b` must be a list")],
+    ),
+    Broken(
+        "library fields",
+        GOOD + "training: {learning_rte: 1, max_steps: many}\npeft: {rr: 8, target_modules: all-linear}\n",
+        [error("4:12", "`learning_rate`"), error("4:29", "`training.max_steps`"), error("5:8", "`peft.rr`")],
+    ),
+    Broken(
+        "engine and quantization fields",
+        GRPO.replace("tiny}", "tiny, quantization: {load_in_4bits: true}}")
+        + "rollouts: {gpus: 1, engine: {enforce_eagr: true}}\n",
+        [error("2:44", "`load_in_4bit`"), error("5:30", "`enforce_eager`")],
+    ),
+]
+
+METHOD = [
+    Broken(
+        "misspelt method", GOOD.replace("sft", "sfft"), [error("1:1", "'sfft'", "did you mean `sft`?", "grpo, rloo")]
+    ),
+    Broken("unknown method", GOOD.replace("sft", "magic"), [error("1:1", "'magic'", "sft, dpo")], hopeless=True),
+    Broken("method as a list", GOOD.replace("sft", "[sft]"), [error("1:1", "a list", "sft, dpo")], hopeless=True),
+    Broken("no method", GOOD.removeprefix("method: sft\n"), [error("1:1", "`method` is missing")], hopeless=True),
+    Broken(
+        "no model and no data",
+        "# comment\nmethod: sft\nnames: x\n",
+        [error("2:1", "`model` is missing"), error("2:1", "`data` is missing"), error("3:1", "`name`")],
+    ),
+    Broken("no model path", GOOD.replace("path: builtin:tiny", ""), [error("2:1", "`path` is missing in `model`")]),
+    Broken("no train", "method: sft\nmodel: {path: builtin:tiny}\ndata: {eval: 0.1}\n", [error("3:1", "`train`")]),
+    Broken(
+        "sections of other methods",
+        GOOD + "rewards: [{use: 'm:f'}]\nteacher: {path: builtin:tiny}\nrollouts: {gpus: 1}\n",
+        [
+            error("4:1", "`rewards` is not a section of sft", "grpo, rloo"),
+            error("5:1", "`teacher` is not a section of sft", "gkd"),
+            error("6:1", "`rollouts` is not a section of sft", "not an online method"),
+        ],
+    ),
+    Broken("missing rewards", GRPO.replace("rewards", "# "), [error("1:1", "grpo needs the section `rewards`")]),
+    Broken("empty rewards", GRPO[: GRPO.index("rewards")] + "rewards: []\n", [error("4:1", "grpo needs", "`rewards`")]),
+    Broken(
+        "vllm for xpo",
+        GOOD.replace("sft", "xpo").replace("-messages", "")
+        + "reward_model: {path: builtin:tiny}\nrollouts: {backend: vllm, gpus: 1}\n",
+        [error("5:12", "xpo", "vllm", "transformers")],
+    ),
+    Broken(
+        "implied vllm for nash_md, without its reward model",
+        GOOD.replace("sft", "nash_md").replace("-messages", "") + "rollouts: {gpus: 1}\n",
+        [error("1:1", "needs the section `reward_model`"), error("4:1", "nash_md", "vllm")],
+    ),
+    Broken(
+        "rollouts for ppo",
+        GOOD.replace("sft", "ppo").replace("-messages", "")
+        + "reward_model: {path: builtin:tiny}\nrollouts: {gpus: 1}\n",
+        [error("5:1", "`rollouts` is not a section of ppo", "in the trainer itself")],
+    ),
+]
+
+REFERENCES = [
+    Broken("unknown key", GOOD + "name: x\noutput_dir: runs/${nme}\n", [error("5:1", "`nme`", "${name}")]),
+    Broken("unknown nested key", GOOD + "name: ${model.pth}\n", [error("4:1", "`model.pth`", "${model.path}")]),
+    Broken("unknown index", GOOD + "name: ${data.train.3.path}\n", [error("4:1", "`data.train.3`", "is a list")]),
+    Broken(
+        "unset variable", GOOD + "name: ${oc.env:PTCLI_UNSET}\n", [error("4:1", "PTCLI_UNSET is not set", "default")]
+    ),
+    Broken(
+        "near variable",
+        GOOD + "name: ${oc.env:MY_RUN_NAM}\n",
+        [error("4:1", "`MY_RUN_NAME`")],
+        environment={"MY_RUN_NAME": "x"},
+    ),
+    Broken(
+        "resolver", GOOD + "seed: ${oc.decode:'1'}\n", [error("4:1", "`${oc.decode:...}`", "${oc.env:NAME,default}")]
+    ),
+    Broken(
+        "resolvers that build and reach out",
+        GOOD + "training: {run_name: '${oc.create:{a: 1}}', seeds: 1}\nname: ${python:os}\n",
+        [error("4:12", "oc.create"), error("4:45", "`training.seeds`"), error("5:1", "python")],
+    ),
+    Broken("unclosed", GOOD + "name: a${b\n", [error("4:1", "cannot be read")]),
+    Broken("relative", GOOD + "training: {run_name: '${..name}'}\n", [error("4:12", "from the top")]),
+    Broken("itself", GOOD + "name: ${name}\n", [error("4:1", "`name` refers to itself")]),
+    Broken(
+        "circle of two",
+        GOOD + "name: x${training.run_name}\ntraining: {run_name: '${name}'}\n",
+        [error("5:12", "refers to itself", "name -> training.run_name -> name")],
+    ),
+    Broken("mapping inside text", GOOD + "name: a-${model}\n", [error("4:1", "single value", "a mapping")]),
+    Broken("wrong type through a reference", GOOD + "seed: ${model.path}\n", [error("4:1", "`seed`", "builtin:tiny")]),
+    Broken(
+        "wrong type from a variable",
+        GOOD + "seed: ${oc.env:MY_SEED}\n",
+        [error("4:1", "the text 'x'")],
+        environment={"MY_SEED": "x"},
+    ),
+]
+
+SECRETS = [
+    Broken("hub token", GOOD + "training: {hub_token: abc}\n", [error("4:12", "`training.hub_token`", "${oc.env:")]),
+    Broken(
+        "key in env", GOOD + "launch: {env: {WANDB_API_KEY: 0123abc}}\n", [error("4:16", "WANDB_API_KEY", "oc.env")]
+    ),
+    Broken(
+        "tokens by their looks",
+        GOOD + "name: hf_abcdefghijklmnop\ntraining: {run_name: sk-abcdefghijklmnopqrstu}\n",
+        [error("4:1", "`name` is a secret"), error("5:12", "`training.run_name` is a secret")],
+    ),
+    Broken(
+        "unset secret", GOOD + "training: {hub_token: '${oc.env:MY_TOKEN}'}\n", [error("4:12", "MY_TOKEN is not set")]
+    ),
+    Broken(
+        "secret where none can be kept",
+        GOOD + "name: x-${oc.env:MY_TOKEN}\noutput_dir: ${oc.env:MY_TOKEN}\n",
+        [error("4:1", "no secret"), error("5:1", "no secret")],
+        environment={"MY_TOKEN": "abcdef"},
+    ),
+    Broken(
+        "secret from a variable that does not say so",
+        GOOD + "training: {hub_token: '${oc.env:MINE}'}\n",
+        [error("4:12", "`training.hub_token` is a secret", "HF_TOKEN")],
+        environment={"MINE": "abcdef"},
+    ),
+    Broken("in an override", GOOD, [("training.hub_token=***", "is a secret")], ("training.hub_token=hf_abcdefgh12",)),
+]
+
+PATHS = [
+    Broken("too many slashes", GOOD.replace("builtin:tiny", "a/b/c"), [error("2:9", "'a/b/c'", "neither")]),
+    Broken("URL", GOOD.replace("builtin:arithmetic-messages", "'https://x.org/y'"), [error("3:17", "URLs")]),
+    Broken("empty", GOOD.replace("builtin:tiny", "''"), [error("2:9", "empty")]),
+]
+
+BASES = [
+    Broken("missing base", "extends: no.yaml\n" + GOOD, [error("1:1", "'no.yaml'", "no such file")]),
+    Broken(
+        "two missing bases of three",
+        {"recipe.yaml": "extends:\n  - no.yaml\n  - base.yaml\n  - gone.yaml\n", "base.yaml": GOOD},
+        [error("2:5", "'no.yaml'"), error("4:5", "'gone.yaml'")],
+    ),
+    Broken("itself", "extends: recipe.yaml\n" + GOOD, [error("1:1", "circle", "recipe.yaml -> recipe.yaml")]),
+    Broken(
+        "circle of three",
+        {
+            "recipe.yaml": "extends: a.yaml\n" + GOOD,
+            "a.yaml": "seed: 1\nextends: d/b.yaml\n",
+            "d/b.yaml": "extends: [../a.yaml]\n",
+        },
+        [("d/b.yaml:1:11", "circle", "a.yaml -> b.yaml -> a.yaml")],
+    ),
+    Broken("base that is a folder", {"recipe.yaml": "extends: d\n" + GOOD, "d/x": ""}, [error("1:1", "a folder")]),
+    Broken("extends a mapping", "extends: {a: 1}\n" + GOOD, [error("1:1", "`extends`", "a mapping")]),
+    Broken("reference in extends", "extends: ['${name}.yaml']\n" + GOOD, [error("1:11", "`extends`")]),
+    Broken(
+        "typo in a base",
+        {"recipe.yaml": "extends: base.yaml\nseed: 1\n", "base.yaml": "\n" + GOOD + "trainin: {}\n"},
+        [("base.yaml:5:1", "did you mean `training`?")],
+    ),
+    Broken(
+        "typo in the base of a base, wrong type in the recipe",
+        {
+            "recipe.yaml": "extends: d/b.yaml\nseed: x\n",
+            "d/b.yaml": "extends: ../e/c.yaml\nlaunch: {nodes: 0}\n",
+            "e/c.yaml": GOOD + "training: {max_step: 1}\n",
+        },
+        [error("2:1", "`seed`"), ("d/b.yaml:2:10", "at least 1"), ("e/c.yaml:4:12", "`max_steps`")],
+    ),
+    Broken(
+        "base that is not YAML",
+        {"recipe.yaml": "extends: base.yaml\n" + GOOD, "base.yaml": "a: [\n"},
+        [("base.yaml:1:4", "not valid YAML")],
+    ),
+    Broken("empty base", {"recipe.yaml": "extends: b.yaml\n" + GOOD, "b.yaml": ""}, [("b.yaml", "empty")]),
+    Broken(
+        "unset variable in a base, overridden elsewhere",
+        {"recipe.yaml": "extends: b.yaml\n" + GOOD, "b.yaml": "seed: ${oc.env:PTCLI_UNSET}\nlaunch: {nodes: 1}\n"},
+        [("b.yaml:1:1", "PTCLI_UNSET is not set"), ("launch.nodes=0", "at least 1")],
+        ("launch.nodes=0",),
+    ),
+    Broken(
+        "missing key of a base's section",
+        {
+            "recipe.yaml": "extends: b.yaml\n" + GOOD.replace("path: builtin:tiny", ""),
+            "b.yaml": "model: {dtype: float32}\n",
+        },
+        [error("3:1", "`path` is missing in `model`")],
+    ),
+]
+
+OVERRIDES = [
+    Broken("typo", GOOD, [("training.learning_rat=1", "`learning_rate`")], ("training.learning_rat=1",)),
+    Broken("wrong type", GOOD, [("seed=abc", "`seed` must be a whole number")], ("seed=abc",)),
+    Broken("no equals sign", GOOD, [("--seed", "KEY=VALUE")], ("--seed",)),
+    Broken("no key", GOOD, [("=1", "KEY=VALUE"), ("a..b=1", "KEY=VALUE")], ("=1", "a..b=1")),
+    Broken("index", GOOD, [("data.train.1.path=x", "1 entry", "no 1")], ("data.train.1.path=x",)),
+    Broken("name for an index", GOOD, [("data.train.path=x", "not an index", "data.train.0")], ("data.train.path=x",)),
+    Broken("key of a scalar", GOOD, [("method.x=1", "`method`", "no key `x`")], ("method.x=1",)),
+    Broken("no list there", GOOD, [("data.eval.0.path=x", "no list `data.eval`")], ("data.eval.0.path=x",)),
+    Broken("not YAML", GOOD, [("training={a", "not valid YAML")], ("training={a",)),
+    Broken("unset variable", GOOD, [("name=${oc.env:PTCLI_UNSET}", "not set")], ("name=${oc.env:PTCLI_UNSET}",)),
+    Broken("unknown section", GOOD, [("trainin.x=1", "did you mean `training`?")], ("trainin.x=1",)),
+    Broken("missing base", GOOD, [("extends=no.yaml", "no such file")], ("extends=no.yaml",)),
+    Broken(
+        "file and overrides at once",
+        GOOD + "sed: 1\n",
+        [error("4:1", "`seed`"), ("launch.nodes=x", "a whole number"), ("lunch.nodes=1", "`launch`")],
+        ("launch.nodes=x", "lunch.nodes=1"),
+    ),
+]
+
+GROUPS = {
+    "yaml": NOT_YAML,
+    "keys": KEYS,
+    "types": TYPES,
+    "method": METHOD,
+    "references": REFERENCES,
+    "secrets": SECRETS,
+    "paths": PATHS,
+    "bases": BASES,
+    "overrides": OVERRIDES,
+}
