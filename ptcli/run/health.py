@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -9,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -32,6 +35,8 @@ LOADING_LIMIT = 1800.0
 """Seconds without a sign of life, as long as models are loaded or saved."""
 PULSE_INTERVAL = 10.0
 """Seconds between two looks at the server."""
+PULSE_PATIENCE = 120.0
+"""Seconds that an answer may take: the engine may be receiving weights."""
 PULSE_FAILURES = 2
 """Looks in a row that must fail."""
 _STACKS_SECONDS = 3.0
@@ -142,9 +147,9 @@ class Pulse:
     """Asks the server every few seconds whether its engine still turns, and remembers failures in a row."""
 
     def __init__(self, server: Server, fixed: float | None, now: float):
-        """`fixed` as in `Watchdog`. An engine in a weight update may be busy for long, so patience is ample."""
+        """`fixed` as in `Watchdog`; a short one shortens the patience too."""
         self._server = server
-        self.patience = 120.0 if fixed is None else min(120.0, max(10.0, fixed / 3))
+        self.patience = PULSE_PATIENCE if fixed is None else min(PULSE_PATIENCE, max(10.0, fixed / 3))
         self._asked = now
         self._call: Background | None = None
         self._failures: list[str] = []
@@ -175,17 +180,18 @@ def ask_engine(server: Server, timeout: float) -> None:
     are on the meta device (vLLM 0.27's layerwise reload), and a completion then would take the engine down. `/health`
     would be no use: it answers while an engine is stuck.
     """
-    import httpx
-
+    # Never through a proxy: the server is on this machine or on this cluster.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        # Never through a proxy: the server is on this machine or on this cluster.
-        answer = httpx.get(f"{server.url}/is_paused", timeout=timeout, trust_env=False)
-    except httpx.TimeoutException:
-        raise WorkError(f"no answer in {timeout:.0f} s") from None
-    except httpx.HTTPError as error:
-        raise WorkError(str(error) or type(error).__name__) from None
-    if answer.status_code >= 500:
-        raise WorkError(f"HTTP {answer.status_code}: {answer.text[:200]}")
+        opener.open(f"{server.url}/is_paused", timeout=timeout).close()
+    except urllib.error.HTTPError as error:
+        # A server without development mode has no such page, but it answers.
+        if error.code >= 500:
+            raise WorkError(f"HTTP {error.code}: {error.read(200).decode(errors='replace')}") from error
+    except TimeoutError as error:
+        raise WorkError(f"no answer in {timeout:.0f} s") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise WorkError(str(getattr(error, "reason", None) or error)) from error
 
 
 def dump_stacks(sides: Iterable[tuple[Path, Iterable[psutil.Process]]]) -> None:
