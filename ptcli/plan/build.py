@@ -53,7 +53,7 @@ def build_plan(recipe: Recipe, machine: Machine, *, output_dir: Path, server_onl
     """
     output_dir = output_dir.absolute()
     device, _ = decide_device(recipe, machine)
-    recipe = with_defaults(recipe, device or "cuda")
+    recipe = with_defaults(recipe, device or recipe.launch.device)
     problems = backend_problems(recipe) + (_needs_no_server(recipe) if server_only else [])
     layout, wrong = decide_layout(recipe, machine, trains=not server_only)
     problems += wrong

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel
 
@@ -23,8 +23,11 @@ _PRECISION: dict[str, dict[str, Any]] = {
 _Section = TypeVar("_Section", bound=BaseModel)
 
 
-def with_defaults(recipe: Recipe, device: Device) -> Recipe:
-    """What follows from the recipe and the device alone: the device itself, the backend, the models' types."""
+def with_defaults(recipe: Recipe, device: Device | Literal["auto"]) -> Recipe:
+    """What follows from the recipe and the device alone: the device itself, the backend, the models' types.
+
+    `device` is `auto` where none could be decided.
+    """
     changes: dict[str, Any] = {name: _typed(getattr(recipe, name)) for name in MODELS if getattr(recipe, name)}
     changes["launch"] = change(recipe.launch, device=device)
     backend = decide_backend(recipe)
