@@ -130,10 +130,11 @@ def _rename(rows: Dataset, names: dict[str, str], key: str) -> Dataset:
     if missing:
         found = ", ".join(rows.column_names)
         raise WorkError(f"{key}.rename: there is no column {', '.join(f'`{name}`' for name in missing)}; found {found}")
-    try:
-        return rows.rename_columns(names) if names else rows
-    except ValueError as error:
-        raise WorkError(f"{key}.rename: {error}") from error
+    renamed = [names.get(column, column) for column in rows.column_names]
+    twice = sorted({column for column in renamed if renamed.count(column) > 1})
+    if twice:
+        raise WorkError(f"{key}.rename: two columns would be called {', '.join(f'`{name}`' for name in twice)}")
+    return rows.rename_columns(names) if names else rows
 
 
 def _concatenate(parts: Sequence[Dataset], key: str) -> Dataset:

@@ -15,9 +15,11 @@ from trl.trainer.utils import create_model_from_path
 
 from ptcli.errors import WorkError
 from ptcli.methods import Head
+from ptcli.recipe.catalogue import peft_types
 from ptcli.recipe.model import ModelSpec
 from ptcli.recipe.references import resolve_model_path
 from ptcli.train.config import model_arguments
+from ptcli.train.objects import import_class
 
 _CLASSES: Mapping[Head, str] = MappingProxyType(
     {
@@ -92,11 +94,7 @@ def peft_config(section: Mapping[str, Any] | None, head: Head) -> Any:
     """The PEFT config that the recipe's `peft` section stands for; None without one."""
     if section is None:
         return None
-    kind = str(section.get("type", "lora")).upper()
-    config_class = peft.PEFT_TYPE_TO_CONFIG_MAPPING.get(kind)
-    if config_class is None:
-        known = ", ".join(sorted(str(name.value).lower() for name in peft.PEFT_TYPE_TO_CONFIG_MAPPING))
-        raise WorkError(f"peft.type: there is no `{section['type']}`; PEFT has {known}")
+    config_class = import_class(peft_types()[section.get("type", "lora")])
     arguments = {"task_type": _TASKS[head]} | {key: value for key, value in section.items() if key != "type"}
     return config_class(**arguments)
 
