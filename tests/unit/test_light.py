@@ -20,7 +20,9 @@ HEAVY = {
     "huggingface_hub",
 }
 HEAVY_MODULES = {
-    "ptcli.rollouts.gloo", "ptcli.rollouts.client", "ptcli.recipe.generate_catalogue", "ptcli.builtin.build",
+    "ptcli.__main__", "ptcli.rollouts.gloo", "ptcli.rollouts.gloo_engine", "ptcli.rollouts.client",
+    "ptcli.recipe.generate_catalogue", "ptcli.builtin.build", "ptcli.builtin.train_model",
+    "ptcli.builtin.make_tokenizer",
 }  # fmt: skip
 LIGHT_IN_HEAVY_ROOM = {"ptcli.train", "ptcli.train.config"}
 
