@@ -143,7 +143,7 @@ def _nearest(word: str, candidates: Iterable[str]) -> str:
 
 # --- values ----------------------------------------------------------------------------------------------------------
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _SECRET = "${oc.env:"
 
@@ -165,9 +165,9 @@ def _coerced(name: str, value: Any) -> Any:
         return _BOOLEANS[value.lower()]
     if name not in ("integer", "number") or isinstance(value, bool):
         raise _Unfit
-    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+    if isinstance(value, str) and len(value) < 100 and _NUMBER.fullmatch(value.strip()):
         value = float(value) if re.search("[.eE]", value) else int(value)
-    if isinstance(value, int | float) and (name == "number" or value == int(value)):
+    if isinstance(value, int | float) and math.isfinite(value) and (name == "number" or value == int(value)):
         return value if name == "number" else int(value)
     raise _Unfit
 
@@ -223,7 +223,10 @@ def fit(schema: Schema, value: Any) -> Any:
 
 def _shown(value: Any) -> str:
     """A value as a person wrote it, cut to 60 characters; the text of a secret is never a value here."""
-    text = json.dumps(value, default=str, ensure_ascii=False)
+    try:
+        text = json.dumps(value, default=str, ensure_ascii=False)
+    except (TypeError, ValueError):  # keys that JSON has no words for
+        text = str(value)
     return text if len(text) <= 60 else text[:59] + "…"
 
 

@@ -161,16 +161,16 @@ BY_HAND: dict[tuple[str, str], Schema] = {
 
 
 def _by_hand(class_name: str, field: str, schema: Schema) -> Schema:
-    """The hand-written schema for a field: of the class, else of its module, else the one given.
+    """The hand-written schema for a field: of the class, else of a module it is in, else the one given.
 
-    One for a whole module replaces only a looser one, so that `beta: float` stays a number.
+    A number or a list of them takes only the place of a list, so that `beta: float` stays a number.
     """
     exact = BY_HAND.get((class_name, field))
     if exact is not None:
         return exact
-    module = class_name.partition(":")[0]
-    for name in (module, module.rpartition(".")[0]):
-        found = BY_HAND.get((name, field))
+    parts = class_name.partition(":")[0].split(".")
+    for length in range(len(parts), 0, -1):
+        found = BY_HAND.get((".".join(parts[:length]), field))
         if found is not None and (found is not _NUMBER_OR_NUMBERS or schema.get("type") == "array"):
             return found
     return schema
