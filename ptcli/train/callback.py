@@ -14,7 +14,7 @@ from ptcli.train.progress import Heartbeat, Metrics
 
 
 class ProgressCallback(TrainerCallback):
-    """A heartbeat at every finished step, a line in `metrics.jsonl` at every logged one. For rank 0 only."""
+    """A heartbeat for finished steps, a line in `metrics.jsonl` at every logged one. For rank 0 only."""
 
     def __init__(self, heartbeat: Heartbeat, metrics: Metrics):
         self.heartbeat = heartbeat
@@ -27,7 +27,8 @@ class ProgressCallback(TrainerCallback):
         self.heartbeat.beat(phase="training", step=state.global_step, total=state.max_steps or None)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.heartbeat.beat(step=state.global_step)
+        if not control.should_log:  # else on_log follows at once, with the figures of this step
+            self.heartbeat.tick(state.global_step)
 
     def on_log(
         self,
@@ -39,7 +40,7 @@ class ProgressCallback(TrainerCallback):
     ) -> None:
         self.metrics.log(state.global_step, logs or {})
         self.heartbeat.note(logs or {})
-        self.heartbeat.beat(step=state.global_step)
+        self.heartbeat.tick(state.global_step)
 
 
 def load_callbacks(specs: Sequence[CallbackSpec]) -> list[TrainerCallback]:

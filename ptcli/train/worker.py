@@ -43,9 +43,13 @@ def train(recipe: Recipe, *, resume_from: str | None = None) -> Any:
     if heartbeat:
         heartbeat.beat(phase="loading")
     trainer = _build(recipe, heartbeat)
-    _run(trainer, resume_from)
+    try:
+        _run(trainer, resume_from)
+    finally:
+        if heartbeat:
+            heartbeat.beat(step=trainer.state.global_step)  # the very last step, also of a run that fails
     if heartbeat:
-        heartbeat.beat(phase="saving", step=trainer.state.global_step)
+        heartbeat.beat(phase="saving")
     _finish(trainer, recipe)
     if heartbeat:
         heartbeat.beat(phase="finished")

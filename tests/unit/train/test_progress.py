@@ -32,6 +32,18 @@ def test_a_heartbeat_remembers_what_was_logged(tmp_path):
     assert [path.name for path in (tmp_path / "logs").iterdir()] == ["heartbeat.json"]
 
 
+def test_quick_steps_share_a_heartbeat_and_a_slow_one_has_its_own(tmp_path, monkeypatch):
+    clock = iter([100.0, 100.1, 100.15, 100.31, 100.32])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    heartbeat = Heartbeat(tmp_path)
+    heartbeat.beat(phase="training")  # at 100.0
+    seen = []
+    for step in (1, 2, 3):  # at 100.1, 100.15, 100.31
+        heartbeat.tick(step)
+        seen.append(read_heartbeat(tmp_path)["step"])
+    assert seen == [0, 0, 3]
+
+
 def test_a_line_can_be_read_as_soon_as_it_is_logged(tmp_path):
     metrics = Metrics(tmp_path)
     metrics.open(0)
@@ -84,6 +96,6 @@ def test_a_step_costs_well_under_a_millisecond(tmp_path):
     logs = {f"metric/{number}": 0.5 for number in range(30)}
     start = time.process_time()
     for step in range(200):
-        heartbeat.beat(step=step)
+        heartbeat.tick(step)
         metrics.log(step, logs)
     assert (time.process_time() - start) / 200 < 0.5e-3
