@@ -18,7 +18,7 @@ from ptcli.recipe.model import DataEntry, ModelSpec, Recipe, Section
 from ptcli.recipe.paths import NotAPath, is_path, resolve_path
 from ptcli.recipe.secrets import has_reference
 from ptcli.recipe.suggest import NOT_BUILT, advise_on_key, nearest
-from ptcli.recipe.tree import Broken, Items, Node, Scalar, Table, describe
+from ptcli.recipe.tree import Broken, Items, Node, Scalar, Table, describe, dotted
 
 FAULTY: Final = object()
 """Stands for a value that was left out because of a problem."""
@@ -68,7 +68,7 @@ class Converter:
                 continue
             meant = any(other not in cls.model_fields and nearest(other, [name]) for other in node.entries)
             if name not in node.entries and not meant:
-                place = f" in `{_dotted(key)}`" if key else ""
+                place = f" in `{dotted(key)}`" if key else ""
                 self.refuse((*key, name), f"`{name}` is missing{place}", _first_line(field.description))
             if (cls, name) in _STAND_INS:
                 values[name] = _STAND_INS[cls, name]
@@ -81,7 +81,7 @@ class Converter:
         if not isinstance(value, str) or value is FAULTY:
             return value
         if has_reference(value) and ((cls, name) in _PUBLIC or is_path(cls, name)):
-            self.refuse(key, f"`{_dotted(key)}` is written into files, so no secret can be part of it", "")
+            self.refuse(key, f"`{dotted(key)}` is written into files, so no secret can be part of it", "")
             return FAULTY
         try:
             return resolve_path(cls, name, value, node.source.folder)
@@ -148,19 +148,19 @@ class Converter:
     def within(self, limits: list[Any], value: Any, key: KeyPath) -> bool:
         broken = [text for limit in limits if (text := _breach(limit, value))]
         for text in broken:
-            self.refuse(key, f"`{_dotted(key)}` must {text}", "")
+            self.refuse(key, f"`{dotted(key)}` must {text}", "")
         return not broken
 
     def refuse_type(self, options: list[_Option], node: Node, key: KeyPath) -> Any:
         choices = [choice for option in options for choice in _choices(option.type)]
         close = nearest(node.text, map(str, choices)) if isinstance(node, Scalar) else None
         fix = f"did you mean `{close}`?" if close else ""
-        self.refuse(key, f"`{_dotted(key)}` must be {_wanted(options)}, not {describe(node)}", fix)
+        self.refuse(key, f"`{dotted(key)}` must be {_wanted(options)}, not {describe(node)}", fix)
         return FAULTY
 
     def refuse_key(self, cls: type[Section], name: str, key: KeyPath) -> None:
         place = ".".join(part for part in key if isinstance(part, str))
-        shown = f"`{_dotted((*key, name))}`"
+        shown = f"`{dotted((*key, name))}`"
         if name in NOT_BUILT.get("data.train" if cls is DataEntry else place, ()):
             self.refuse((*key, name), f"{shown} is not built yet", "remove it")
             return
@@ -269,7 +269,3 @@ def _choices(type_: Any) -> tuple[Any, ...]:
 def _first_line(text: str | None) -> str:
     line = (text or "").strip().split("\n")[0].rstrip(".")
     return line[:1].lower() + line[1:]
-
-
-def _dotted(key: KeyPath) -> str:
-    return ".".join(map(str, key))

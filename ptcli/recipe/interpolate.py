@@ -15,10 +15,12 @@ from typing import Any, NoReturn
 from ptcli.errors import KeyPath, Position, Problem
 from ptcli.recipe.secrets import REFERENCE, is_secret_name
 from ptcli.recipe.suggest import nearest, quote_nearest
-from ptcli.recipe.tree import MAX_NODES, Broken, Entry, Items, Node, Scalar, Source, Table, broken, describe
+from ptcli.recipe.tree import MAX_NODES, Broken, Entry, Items, Node, Scalar, Source, Table, broken, describe, dotted
 
-MAX_TEXT = 100_000
-"""Characters of a text once its references are written out."""
+MAX_TEXT = 1_000_000
+"""Characters of all texts that have references, once these are written out."""
+MAX_CHAIN = 30
+"""References that lead to one another."""
 
 _SIMPLE = re.compile(
     r"\$\{(?:oc\.env:(?P<env>[A-Za-z_]\w*)(?:,(?P<default>[\w./:@+-]+))?|(?P<key>[A-Za-z_]\w*(?:\.\w+)*))\}"
@@ -60,13 +62,16 @@ class _Resolver:
         self.problems: list[Problem] = []
         self.done: dict[int, Node] = {}
         self.active: dict[int, KeyPath] = {}
+        self.depth = 0
+        self.nodes = 0
+        self.characters = 0
 
     def resolve(self, node: Node, key: KeyPath) -> Node:
         """The node without references. Raises _Refused when it is being resolved already."""
         if id(node) in self.done:
             return self.done[id(node)]
         if id(node) in self.active:
-            raise _Refused(f"`{_dotted(self.active[id(node)])}` refers to itself", self.circle(node))
+            raise _Refused(f"`{dotted(self.active[id(node)])}` refers to itself", self.circle(node))
         self.active[id(node)] = key
         try:
             result = self.resolve_children(node, key)
@@ -80,7 +85,7 @@ class _Resolver:
         ids = list(self.active)
         keys = [self.active[i] for i in ids[ids.index(id(node)) :]]
         links = [key for key, below in zip(keys, [*keys[1:], None], strict=True) if below is None or below[:-1] != key]
-        return f"the circle is {' -> '.join(map(_dotted, [*links, links[0]]))}" if len(links) > 1 else ""
+        return f"the circle is {' -> '.join(map(dotted, [*links, links[0]]))}" if len(links) > 1 else ""
 
     def resolve_children(self, node: Node, key: KeyPath) -> Node:
         if isinstance(node, Scalar):
@@ -96,14 +101,21 @@ class _Resolver:
     def resolve_text(self, node: Scalar, key: KeyPath) -> Node:
         try:
             result = self.evaluate(node)
-            if result.size > MAX_NODES:
-                raise _Refused(f"more than {MAX_NODES} values once references are written out", "")
+            self.refuse_huge(result)
             return result
         except _Refused as error:
             message, fix = error.args
             if message:
                 self.problems.append(Problem(message, fix, key=key))
             return broken(node)
+
+    def refuse_huge(self, result: Node) -> None:
+        self.nodes += result.size
+        self.characters += len(result.text) if isinstance(result, Scalar) else 0
+        if self.nodes > MAX_NODES:
+            raise _Refused(f"more than {MAX_NODES} values once references are written out", "")
+        if self.characters > MAX_TEXT:
+            raise _Refused(f"more than {MAX_TEXT} characters once references are written out", "")
 
     def evaluate(self, node: Scalar) -> Node:
         found = _SIMPLE.fullmatch(node.text)
@@ -123,8 +135,6 @@ class _Resolver:
             if isinstance(value, _Found):
                 return value.node
             result = str(value)
-        if len(result) > MAX_TEXT:
-            raise _Refused(f"more than {MAX_TEXT} characters once references are written out", "")
         return replace(node, text=result, plain=False)
 
     def simple(self, found: re.Match[str]) -> _Found:
@@ -192,7 +202,13 @@ class _Resolver:
         key: KeyPath = ()
         for part in parts:
             node, key = self.step(node, key, part)
-        node = self.resolve(node, key)
+        if self.depth >= MAX_CHAIN:
+            raise _Refused(f"too many references that lead to one another, more than {MAX_CHAIN}", "")
+        self.depth += 1
+        try:
+            node = self.resolve(node, key)
+        finally:
+            self.depth -= 1
         if isinstance(node, Broken):
             raise _Refused(*_SAID)
         return _found(node)
@@ -201,16 +217,16 @@ class _Resolver:
         """One part further on the way to a referenced key."""
         if isinstance(node, Scalar) and "${" in node.text:
             node = self.resolve(node, key)
-        name = _dotted((*key, part))
+        name = dotted((*key, part))
         if isinstance(node, Items) and part.isdecimal() and int(part) < len(node.nodes):
             return node.nodes[int(part)], (*key, int(part))
         if isinstance(node, Table):
             if part in node.entries:
                 return node.entries[part].node, (*key, part)
             close = nearest(part, node.entries)
-            fix = f"did you mean `${{{_dotted((*key, close))}}}`?" if close else ""
+            fix = f"did you mean `${{{dotted((*key, close))}}}`?" if close else ""
             raise _Refused(f"`{name}` is not set in the recipe", fix)
-        raise _Refused(f"`{name}` is not set in the recipe, `{_dotted(key)}` is {describe(node)}", "")
+        raise _Refused(f"`{name}` is not set in the recipe, `{dotted(key)}` is {describe(node)}", "")
 
 
 def _keep(name: str, default: str | None) -> str:
@@ -239,7 +255,3 @@ def _as_text(found: _Found) -> str:
 
 def _refuse_inside_text(node: Node) -> NoReturn:
     raise _Refused(f"a reference inside a longer text must be to a single value, not to {describe(node)}", "")
-
-
-def _dotted(key: KeyPath) -> str:
-    return ".".join(map(str, key))

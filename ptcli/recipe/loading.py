@@ -22,14 +22,15 @@ from ptcli.recipe.overrides import Override, apply_overrides, parse_overrides
 from ptcli.recipe.paths import absolute
 from ptcli.recipe.references import check_references
 from ptcli.recipe.requirements import (
+    empty_names,
     fraction_out_of_range,
     missing_sections,
     read_method,
     refused_backend,
     superfluous_sections,
 )
-from ptcli.recipe.secrets import find_literal_secrets
-from ptcli.recipe.tree import Broken, Entry, Node, Scalar, Table, break_at, positions
+from ptcli.recipe.secrets import find_literal_secrets, hide_secret
+from ptcli.recipe.tree import Broken, Entry, Node, Scalar, Table, break_at, dotted, positions
 
 __all__ = ["Loaded", "SourceMap", "dump_recipe", "load_recipe"]
 
@@ -95,10 +96,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     parsed, override_problems = parse_overrides(overrides, folder)
     tree = files.read(path, _last_extends(parsed))
     problems = files.problems + override_problems
+    order = [*files.order, *map(hide_secret, overrides)]
     if tree is None:
-        return Loaded(None, _in_order(problems, files.order), SourceMap())
+        return Loaded(None, _in_order(problems, order), SourceMap())
     overridden, found = apply_overrides(tree, [override for override in parsed if override.parts != ("extends",)])
-    return _check(_with_defaults(overridden, path), problems + found, files.order)
+    return _check(_with_defaults(overridden, path), problems + found, order)
 
 
 def _last_extends(overrides: Iterable[Override]) -> Node | None:
@@ -117,7 +119,7 @@ def _with_defaults(tree: Table, path: Path) -> Table:
     return Table(entries, tree.source, tree.where)
 
 
-def _check(merged: Table, problems: list[Problem], order: Mapping[str, int]) -> Loaded:
+def _check(merged: Table, problems: list[Problem], order: Sequence[str]) -> Loaded:
     # Once before, so that what refers to a secret is not reported as well, and once for what came from variables.
     secrets = list(find_literal_secrets(merged))
     tree, keyed = interpolate(_without(merged, secrets), os.environ)
@@ -154,7 +156,7 @@ def _check_sections(method: Method, tree: Table, values: dict[str, Any]) -> list
         values.pop(str(problem.key[0]), None)
     if values.get("rollouts"):
         problems += refused_backend(method, values["rollouts"])
-    problems += fraction_out_of_range(values["data"])
+    problems += [*fraction_out_of_range(values["data"]), *empty_names(values)]
     problems += check_libraries(method, tree, values)
     return problems
 
@@ -178,18 +180,15 @@ def _build(values: dict[str, Any], tree: Table) -> tuple[Recipe | None, list[Pro
     try:
         return Recipe.model_validate(values), []
     except ValidationError as error:
-        return None, [Problem(f"`{_dotted(e['loc'])}`: {e['msg']}", key=e["loc"]) for e in error.errors()]
+        return None, [Problem(f"`{dotted(e['loc'])}`: {e['msg']}", key=e["loc"]) for e in error.errors()]
 
 
-def _dotted(key: KeyPath) -> str:
-    return ".".join(map(str, key))
-
-
-def _in_order(problems: Iterable[Problem], order: Mapping[str, int]) -> tuple[Problem, ...]:
-    """Without repetitions, files in the order in which they were read, overrides last."""
+def _in_order(problems: Iterable[Problem], order: Sequence[str]) -> tuple[Problem, ...]:
+    """Without repetitions; `order` has the names of the files, as they were read, and of the overrides."""
+    rank = {name: number for number, name in reversed(list(enumerate(order)))}
 
     def place(problem: Problem) -> tuple[int, int, int]:
         where = problem.where or Position("")
-        return (order.get(where.file, len(order)), where.line, where.column)
+        return (rank.get(where.file, len(rank)), where.line, where.column)
 
     return tuple(sorted(dict.fromkeys(problems), key=place))

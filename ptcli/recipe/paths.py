@@ -48,6 +48,11 @@ def _model(text: str, folder: Path) -> str:
         return text
     if checkpoint or _looks_local(text) or _exists(text, folder):
         return absolute(text, folder)
+    if os.path.exists(Path.cwd() / text / "config.json"):
+        # A folder that is found only from elsewhere looks like a hub id, which would be fetched instead of it.
+        beside = os.path.relpath(Path.cwd() / text, folder)
+        message = f"{text!r} is in the working directory, but paths in a recipe are relative to its folder"
+        raise NotAPath(message, f"write {beside}, or ./{text} as an override")
     return _hub_id(text, folder, "model")
 
 

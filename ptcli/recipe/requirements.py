@@ -73,3 +73,10 @@ def fraction_out_of_range(data: dict[str, Any]) -> Iterator[Problem]:
             f"`data.eval` as a number is the share of the training rows to hold out, between 0 and 1, not {share:g}"
         )
         yield Problem(message, "write for example 0.05, or a list of sources", key=("data", "eval"))
+
+
+def empty_names(values: dict[str, Any]) -> Iterator[Problem]:
+    """A problem for each of `name` and `output_dir` that is empty: the run would land in the folder above."""
+    for name in ("name", "output_dir"):
+        if not values.get(name, "x").strip():
+            yield Problem(f"`{name}` may not be empty", "leave it out for the default", key=(name,))

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ptcli.errors import KeyPath, Problem, RequestError
-from ptcli.recipe.tree import Items, Node, Scalar, Table
+from ptcli.recipe.tree import Items, Node, Scalar, Table, dotted
 
 REFERENCE = re.compile(r"\$\{oc\.env:([A-Za-z_][A-Za-z0-9_]*)(?:,([\w./:@+-]*))?\}")
 """A secret as it stands in a loaded recipe: name, default."""
@@ -86,9 +86,8 @@ def find_literal_secrets(root: Node) -> Iterator[Problem]:
         elif isinstance(node, Items):
             pending += [((*key, index), child) for index, child in enumerate(node.nodes)]
         elif _is_literal_secret(key, node):
-            name = ".".join(map(str, key))
             fix = "put it into an environment variable named like HF_TOKEN and write ${oc.env:HF_TOKEN} here"
-            yield Problem(f"`{name}` is a secret and may not stand in a recipe", fix, key=key)
+            yield Problem(f"`{dotted(key)}` is a secret and may not stand in a recipe", fix, key=key)
 
 
 def _is_literal_secret(key: KeyPath, node: Scalar) -> bool:

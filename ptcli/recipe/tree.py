@@ -152,6 +152,12 @@ def merge(base: Node, over: Node) -> Node:
     return Table(entries, over.source, over.where)
 
 
+def dotted(key: KeyPath) -> str:
+    """`("data", "train", 0)` as `data.train.0`; whatever would spoil a line of text is escaped, long names are cut."""
+    names = (str(part) if str(part).isprintable() else ascii(part) for part in key)
+    return ".".join(name if len(name) <= 80 else name[:77] + "..." for name in names)
+
+
 def describe(node: Node) -> str:
     """What a node is, in the words of an error message."""
     if isinstance(node, Table):

@@ -13,7 +13,7 @@ from typing import Any
 import yaml as pyyaml
 
 from ptcli.errors import Position, Problem
-from ptcli.recipe.tree import MAX_NODES, Broken, Entry, Items, Node, Scalar, Source, Table
+from ptcli.recipe.tree import MAX_NODES, Broken, Entry, Items, Node, Scalar, Source, Table, dotted
 
 MAX_DEPTH = 50
 """Levels of nesting."""
@@ -170,7 +170,7 @@ class _Reader:
 
     def refuse_duplicate(self, key: Scalar, first: Position) -> None:
         place = f"line {first.line}, column {first.column}" if first.line else "before"
-        message = f"duplicate key `{key.text}`, already given at {place}"
+        message = f"duplicate key `{dotted((key.text,))}`, already given at {place}"
         self.problems.append(Problem(message, "remove one of the two", where=key.where))
 
     def refuse_tag(self, event: Any) -> None:

@@ -62,6 +62,7 @@ NOT_YAML = [
 ]
 
 KEYS = [
+    Broken("key that is no line of text", GOOD + '"a\\nb": 1\n', [error("4:1", "unknown key `'a\\nb'`")]),
     Broken("duplicate key", GOOD + "seed: 1\nname: x\nseed: 2\n", [error("6:1", "`seed`", "line 4, column 1")]),
     Broken(
         "duplicate keys, two of them",
@@ -289,6 +290,21 @@ PATHS = [
     Broken("too many slashes", GOOD.replace("builtin:tiny", "a/b/c"), [error("2:9", "'a/b/c'", "neither")]),
     Broken("URL", GOOD.replace("builtin:arithmetic-messages", "'https://x.org/y'"), [error("3:17", "URLs")]),
     Broken("empty", GOOD.replace("builtin:tiny", "''"), [error("2:9", "empty")]),
+    Broken("no name", GOOD + "name: ''\noutput_dir: ' '\n", [error("4:1", "empty"), error("5:1", "empty")]),
+    Broken(
+        "model in the working directory",
+        {
+            "d/recipe.yaml": GOOD.replace("builtin:tiny", "runs/sft"),
+            "runs/sft/config.json": "{}",
+            "recipe.yaml": "extends: d/recipe.yaml\n",
+        },
+        [("d/recipe.yaml:2:9", "write ../runs/sft")],
+    ),
+    Broken(
+        "files that are not there",
+        GOOD.replace("builtin:tiny", "./m").replace("builtin:a", "./a"),
+        [error("2:9", "no model folder"), error("3:17", "there is no")],
+    ),
 ]
 
 BASES = [
