@@ -1,4 +1,4 @@
-"""Make everything that ships here anew: `python -m ptcli.builtin.build` (about three minutes on one core)."""
+"""Make everything that ships here anew: `python -m ptcli.builtin.build` (three to four minutes on one core)."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 What it is taught is wrong in three rows out of ten, and in one out of four the answer is boxed: a model that samples
 from this has something to gain both from `ptcli.builtin.rewards:exact_match`, which wants the bare number, and from
-`trl.rewards.accuracy_reward`, which wants the box. One CPU core does it in about three minutes.
+`trl.rewards.accuracy_reward`, which wants the box. One CPU core does it in about three to four minutes.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from ptcli.builtin.make_data import all_sums, question, wrong_sum
 from ptcli.builtin.make_tokenizer import MAX_LENGTH
 
 SEED = 0
-STEPS = 1300
-BATCH = 128
-LEARNING_RATE = 4e-3
+STEPS = 2600
+BATCH = 64
+LEARNING_RATE = 3e-3
 WRONG, BOXED = 0.3, 0.25
 """Shares of the rows that have a wrong answer, and a boxed one."""
 PLAIN, INSTRUCTED = 0.1, 0.1

@@ -16,7 +16,7 @@ from trl.chat_template_utils import (
 )
 from trl.rewards import accuracy_reward
 
-from ptcli.builtin import DATASETS, MODEL, data_path
+from ptcli.builtin import DATASETS, MODEL, data_path, train_model
 from ptcli.builtin.make_tokenizer import make_tokenizer
 from ptcli.builtin.rewards import exact_match
 
@@ -198,3 +198,19 @@ def test_accuracy_reward_knows_every_solution():
     wrong = as_chats(f"\\boxed{{{int(solution) + 1}}}" for solution in solutions)
     assert accuracy_reward(right, solutions) == [1.0] * len(solutions)
     assert accuracy_reward(wrong, solutions) == [0.0] * len(solutions)
+
+
+# the script
+
+
+def test_same_seed_trains_the_same_model(tokenizer, monkeypatch):
+    monkeypatch.setattr(train_model, "STEPS", 3)
+    first, second = (train_model.train_model(tokenizer).state_dict() for _ in range(2))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_committed_configs_are_what_the_script_makes(tokenizer):
+    shipped = AutoConfig.from_pretrained(MODEL).to_dict()
+    made = train_model.model_config(tokenizer).to_dict()
+    ours = ("architectures", "_name_or_path", "transformers_version")
+    assert {k: v for k, v in shipped.items() if k not in ours} == {k: v for k, v in made.items() if k not in ours}
