@@ -69,6 +69,8 @@ class Method:
     online: bool = False
     """True when the trainer generates completions while it trains."""
     batching: Batching = Batching.PLAIN
+    smallest_group: int = 2
+    """Fewest completions of a prompt, where `batching` knows groups: most methods compare them."""
     needs: tuple[Section, ...] = ()
     """Sections that the recipe must have."""
     takes: tuple[Section, ...] = ()
@@ -161,7 +163,7 @@ _ROWS = (
     Method(
         "minillm", "reverse-KL distillation", "trl.experimental.minillm:MiniLLMTrainer",
         "trl.experimental.minillm:MiniLLMConfig", (_D.PROMPT_ONLY,), "builtin:arithmetic", online=True,
-        batching=Batching.GENERATION, needs=("teacher",), takes=("rewards",), backends=_ROLLOUTS,
+        batching=Batching.GENERATION, smallest_group=1, needs=("teacher",), takes=("rewards",), backends=_ROLLOUTS,
         arguments=MappingProxyType({"teacher_model": "teacher"}),
     ),
     Method(

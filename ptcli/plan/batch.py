@@ -66,7 +66,7 @@ def _generation(recipe: Recipe, sizes: dict[str, int], rows: int | None) -> tupl
     total, steps, wrong = _generation_batch(recipe, sizes)
     problems.append(wrong)
     more = {_GENERATIONS: group}
-    if total is None or steps is None or group < 2:
+    if total is None or steps is None or group < 1:
         return more, [problem for problem in problems if problem]
     problems += [_whole_groups(recipe, sizes, group, total, steps), _evaluation(recipe, sizes, group)]
     more |= {"steps_per_generation": steps, "generation_batch_size": total}
@@ -101,7 +101,8 @@ def _generation_batch(recipe: Recipe, sizes: dict[str, int]) -> tuple[int | None
 def _whole_groups(recipe: Recipe, sizes: dict[str, int], group: int, total: int, steps: int) -> Problem | None:
     if total % group == 0:
         return None
-    legal = divisors(total)
+    smallest = METHODS[recipe.method].smallest_group
+    legal = [size for size in (1, *divisors(total)) if size >= smallest]
     fix = f"legal num_generations: {_listed(legal)}" if legal else "num_generations has no legal value here"
     if recipe.training.get(_SIZES[0]) is not None:
         how = f"generation_batch_size {total}"
@@ -147,9 +148,11 @@ def _enough_prompts(recipe: Recipe, needed: int, rows: int | None) -> Problem | 
 
 
 def _group_size(recipe: Recipe, group: int) -> Problem | None:
-    if group >= 2:
+    smallest = METHODS[recipe.method].smallest_group
+    if group >= smallest:
         return None
-    message = f"num_generations must be at least 2, not {group}: advantages compare completions of one prompt"
+    reason = ": advantages compare completions of one prompt" if smallest > 1 else ""
+    message = f"num_generations must be at least {smallest}, not {group}{reason}"
     return Problem(message, "", argument_key(recipe, (_GENERATIONS,)))
 
 

@@ -139,7 +139,8 @@ def _launch(launch: LaunchSpec) -> LaunchSpec:
     if strategy is not None and strategy.kind == "FSDP":
         accelerate = "ddp"  # accelerate has no FSDP on a CPU, and would run DDP without a word
     single = strategy is not None and strategy.single
-    processes = 1 if single else _processes(launch)
+    count = 1 if single else _processes(launch)
+    processes = None if count == 1 and launch.processes is None else count
     return change(launch, device="cpu", gpus=None, nodes=1, processes=processes, accelerate=accelerate)
 
 
@@ -161,7 +162,7 @@ def _rollouts(recipe: Recipe) -> RolloutsSpec:
         rollouts,
         gpus=None,
         tensor_parallel_size=1,
-        data_parallel_size=1,
+        data_parallel_size=None if rollouts.data_parallel_size is None else 1,
         dtype=None,
         gpu_memory_utilization=None,
         max_model_len=length,
@@ -185,14 +186,18 @@ def _training(recipe: Recipe, processes: int) -> dict[str, Any]:
     training = {name: value for name, value in recipe.training.items() if name not in dropped}
     limit = _STEPS_ONLINE if row.online else _STEPS_OFFLINE
     asked = argument(recipe, "max_steps", -1)
-    steps = min(asked, limit) if asked > 0 else limit
+    steps = min(asked, limit) if asked > 0 else limit  # epochs are counted on rows that are not those of the real run
     training |= {"max_steps": steps, "logging_strategy": "steps", "logging_steps": 1}
     training |= _lengths(recipe) | _schedule(recipe, steps)
     if any(word in str(training.get("optim", "")) for word in _GPU_OPTIMIZERS):
         training["optim"] = _CPU_OPTIMIZER
     training |= _SIZES.get(row.batching, _plain_sizes)(recipe, processes, steps)
     known = fields(row.config)
-    return {name: value for name, value in training.items() if value is not _UNSET and name in known}
+    return {
+        name: value
+        for name, value in training.items()
+        if name in known and value is not _UNSET and (name in recipe.training or value != argument(recipe, name))
+    }
 
 
 class _Unset:
@@ -212,7 +217,7 @@ def _lengths(recipe: Recipe) -> dict[str, Any]:
 def _schedule(recipe: Recipe, steps: int) -> dict[str, Any]:
     """Evaluation and checkpoints, where the recipe has them, once at the end."""
     changes: dict[str, Any] = {}
-    if argument(recipe, "eval_strategy", "no") != "no":
+    if _evaluates(recipe):
         changes |= {"eval_strategy": "steps", "eval_steps": steps}
     if argument(recipe, "load_best_model_at_end", False):
         changes |= {"save_strategy": "steps"}
@@ -221,28 +226,31 @@ def _schedule(recipe: Recipe, steps: int) -> dict[str, Any]:
     return changes
 
 
+def _evaluates(recipe: Recipe) -> bool:
+    return argument(recipe, "eval_strategy", "no") not in ("no", False)
+
+
 def _plain_sizes(recipe: Recipe, processes: int, steps: int) -> dict[str, Any]:
-    return {
-        "per_device_train_batch_size": min(argument(recipe, "per_device_train_batch_size", 8), _MOST_PER_DEVICE),
-        "per_device_eval_batch_size": min(argument(recipe, "per_device_eval_batch_size", 8), _MOST_PER_DEVICE),
-        "gradient_accumulation_steps": _accumulation(recipe),
-    }
+    sizes = {"gradient_accumulation_steps": _accumulation(recipe)}
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size")[: 1 + _evaluates(recipe)]:
+        sizes[name] = min(argument(recipe, name, 8), _MOST_PER_DEVICE)
+    return sizes
 
 
 def _generation_sizes(recipe: Recipe, processes: int, steps: int) -> dict[str, Any]:
     """Smaller groups, and the smallest batches that hold whole ones."""
     accumulation = _accumulation(recipe)
-    group = max(2, min(argument(recipe, "num_generations", 8), _MOST_GENERATIONS))
+    group = max(METHODS[recipe.method].smallest_group, min(argument(recipe, "num_generations", 8), _MOST_GENERATIONS))
     slices = recipe.training.get("steps_per_generation")
     slices = min(slices, 2) if slices else None
-    return {
+    evaluation = {"per_device_eval_batch_size": group // math.gcd(group, processes)} if _evaluates(recipe) else {}
+    return evaluation | {
         "num_generations": group,
         "num_generations_eval": _UNSET,
         "generation_batch_size": _UNSET,
         "steps_per_generation": slices or _UNSET,
         "gradient_accumulation_steps": accumulation,
         "per_device_train_batch_size": group // math.gcd(group, processes * (slices or accumulation)),
-        "per_device_eval_batch_size": group // math.gcd(group, processes),
     }
 
 
