@@ -17,7 +17,7 @@ from ptcli.errors import KeyPath, Problem
 from ptcli.recipe.model import DataEntry, ModelSpec, Recipe, Section
 from ptcli.recipe.paths import NotAPath, is_path, resolve_path
 from ptcli.recipe.secrets import has_reference
-from ptcli.recipe.suggest import NOT_BUILT, advise_on_key, nearest
+from ptcli.recipe.suggest import NOT_BUILT, advise_on_key, is_meant, nearest
 from ptcli.recipe.tree import Broken, Items, Node, Scalar, Table, describe, dotted
 
 FAULTY: Final = object()
@@ -35,7 +35,7 @@ _STAND_INS: Mapping[tuple[type[Section], str], Any] = {
 _PUBLIC = frozenset({(Recipe, "name"), (Recipe, "method"), (Recipe, "output_dir")})
 """Fields that show up in names and places where no secret can be."""
 
-_ConvertScalar = Callable[[Scalar], Any]
+_PLACES: Mapping[type[Section], str] = {ModelSpec: "model", DataEntry: "data.train"}
 
 
 class Converter:
@@ -66,7 +66,8 @@ class Converter:
         for name, field in cls.model_fields.items():
             if not field.is_required() or name in values:
                 continue
-            meant = any(other not in cls.model_fields and nearest(other, [name]) for other in node.entries)
+            others = (other for other in node.entries if other not in cls.model_fields)
+            meant = any(is_meant(other, name, _place(cls, key)) for other in others)
             if name not in node.entries and not meant:
                 place = f" in `{dotted(key)}`" if key else ""
                 self.refuse((*key, name), f"`{name}` is missing{place}", _first_line(field.description))
@@ -159,9 +160,9 @@ class Converter:
         return FAULTY
 
     def refuse_key(self, cls: type[Section], name: str, key: KeyPath) -> None:
-        place = ".".join(part for part in key if isinstance(part, str))
+        place = _place(cls, key)
         shown = f"`{dotted((*key, name))}`"
-        if name in NOT_BUILT.get("data.train" if cls is DataEntry else place, ()):
+        if name in NOT_BUILT.get(place, ()):
             self.refuse((*key, name), f"{shown} is not built yet", "remove it")
             return
         fix = advise_on_key(name, cls.model_fields, place, self.training_fields)
@@ -169,6 +170,11 @@ class Converter:
 
     def refuse(self, key: KeyPath, message: str, fix: str) -> None:
         self.problems.append(Problem(message, fix, key=key))
+
+
+def _place(cls: type[Section], key: KeyPath) -> str:
+    """The section as `suggest` knows it: dotted, without indices, and one name for all models and for all data."""
+    return _PLACES.get(cls) or ".".join(part for part in key if isinstance(part, str))
 
 
 class _Option:

@@ -48,7 +48,9 @@ class RecipeFiles:
                 self.problems.append(Problem("the recipe is empty", fix, where=Position(name)))
             return None
         if not isinstance(root, Table):
-            message = f"a recipe must be a mapping of keys to values, not {describe(root)}"
+            # What stands there is not repeated: it may be the wrong file, and hold anything.
+            what = "a single value" if isinstance(root, Scalar) else describe(root)
+            message = f"a recipe must be a mapping of keys to values, not {what}"
             self.problems.append(Problem(message, where=root.where))
             return None
         return self.with_bases(root, path, chain, extra)

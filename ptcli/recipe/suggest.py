@@ -40,6 +40,14 @@ _OTHER_NAMES = {
     "vllm": "rollouts",
 }
 
+_SYNONYMS = {
+    "model": dict.fromkeys(("name", "model", "model_name_or_path", "repo"), "path"),
+    "data.train": dict.fromkeys(("data_files", "dataset", "dataset_name", "file", "files"), "path"),
+    "rewards": dict.fromkeys(("function", "name", "path"), "use"),
+    "callbacks": dict.fromkeys(("class", "name", "path"), "use"),
+}
+"""By section, what other programs call a key of it."""
+
 
 def nearest(word: str, words: Iterable[str]) -> str | None:
     """The one of `words` that `word` looks like most, or None when it looks like none."""
@@ -54,17 +62,25 @@ def quote_nearest(word: str, words: Iterable[str]) -> str:
     return f"did you mean `{close}`?" if close else ""
 
 
+def is_meant(key: str, wanted: str, place: str) -> bool:
+    """Whether who wrote the unknown `key` in the section at `place` meant the key `wanted` of it."""
+    return nearest(key, [wanted]) is not None or _SYNONYMS.get(place, {}).get(_normal(key)) == wanted
+
+
 def advise_on_key(key: str, known: Iterable[str], place: str, training: Iterable[str]) -> str:
     """What to do about the unknown `key` of the section at `place` (dotted, no indices), whose keys are `known`.
 
     `training` are the fields of the method's config.
     """
     known = list(known)
-    other_name = _OTHER_NAMES.get(_normal(key), "")
+    word = _normal(key)
+    if word in _SYNONYMS.get(place, {}):
+        return f"did you mean `{_SYNONYMS[place][word]}`?"
+    other_name = _OTHER_NAMES.get(word, "")
     close = nearest(key, known)
     if close and not other_name:
         return f"did you mean `{close}`?"
-    homes = [home for home in (other_name, *_homes(key, training)) if home and home != f"{place}.{close}"]
+    homes = [home for home in (other_name, *_homes(key, training)) if home]
     if homes:
         return f"in a recipe that is `{homes[0]}`" if other_name else f"it belongs under `{homes[0]}`"
     return f"the keys here are {', '.join(known)}" if known else ""

@@ -51,7 +51,7 @@ NOT_YAML = [
     Broken("unknown anchor", GOOD + "name: *x\n", [error("4:7", "`*x`")], hopeless=True),
     Broken("recursive alias", GOOD + "training: &x {a: *x}\n", [error("4:18", "contains itself")], hopeless=True),
     Broken("a list", "- method: sft\n", [error("1:1", "must be a mapping", "not a list")], hopeless=True),
-    Broken("a number", "\n  5\n", [error("2:3", "must be a mapping", "the number 5")], hopeless=True),
+    Broken("a number", "\n  5\n", [error("2:3", "must be a mapping", "a single value")], hopeless=True),
     Broken("empty", "", [("recipe.yaml", "empty")], hopeless=True),
     Broken("only comments", "# nothing\n\n# here\n", [("recipe.yaml", "empty")], hopeless=True),
     Broken("not UTF-8", b"method: sft\nname: \xff\n", [("recipe.yaml", "UTF-8", "line 2")], hopeless=True),
@@ -113,6 +113,15 @@ KEYS = [
         "a data transform that is not built yet",
         "method: sft\nmodel: {path: builtin:tiny}\ndata: {train: [{path: builtin:arithmetic-messages, map: 'f.py:x'}]}\n",
         [error("3:52", "`data.train.0.map`", "not built yet")],
+    ),
+    Broken(
+        "names of other programs inside sections",
+        "method: grpo\nmodel: {name: builtin:tiny}\ndata: {train: [{file: x}]}\nrewards: [{name: f}]\n",
+        [
+            error("2:9", "did you mean `path`?"),
+            error("3:17", "did you mean `path`?"),
+            error("4:12", "did you mean `use`?"),
+        ],
     ),
     Broken("key like nothing", GOOD + "xyzzy: 1\n", [error("4:1", "unknown key `xyzzy`", "model, ")]),
 ]

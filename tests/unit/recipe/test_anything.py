@@ -21,33 +21,10 @@ from .broken import GOOD
 _KEYS = {name for section in (Recipe, ModelSpec, DataEntry, RolloutsSpec, LaunchSpec) for name in section.model_fields}
 _WORDS = st.sampled_from(
     [
-        *sorted(_KEYS),
-        "extends",
-        "<<",
-        "learning_rate",
-        "sft",
-        "grpo",
-        "builtin:tiny",
-        "${name}",
-        "${oc.env:X}",
-        "recipe.yaml",
-        "yes",
-        "no",
-        "1e-5",
-        "~",
-        "1",
-        "-1",
-        "0",
-        "a/b",
-        "a/b/c",
-        "x.py:f",
-        "vllm",
-        "\\${",
-        "${",
-        "*",
-        "",
+        *sorted(_KEYS), "extends", "<<", "learning_rate", "sft", "grpo", "builtin:tiny", "${name}", "${oc.env:X}", "*",
+        "${", "\\${", "recipe.yaml", "yes", "no", "1e-5", "~", "1", "-1", "0", "a/b", "a/b/c", "x.py:f", "vllm", "",
     ]
-)
+)  # fmt: skip
 _SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | _WORDS | st.text(max_size=8)
 _TREES: st.SearchStrategy[Any] = st.recursive(
     _SCALARS,

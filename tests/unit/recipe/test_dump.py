@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ptcli.recipe.loading import dump_recipe, load_recipe
@@ -65,6 +65,7 @@ _TEXTS = st.one_of(
         max_size=12,
     ).map("".join),
 )
+_SECRET = re.compile("TOKEN|KEY|SECRET|PASS|CREDENTIAL|AUTH|hf_|sk-|://", re.IGNORECASE)
 _VALUES: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | _TEXTS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXTS, inner, max_size=3),
@@ -75,7 +76,6 @@ _VALUES: st.SearchStrategy[Any] = st.recursive(
 @settings(deadline=None)
 @given(_VALUES, _TEXTS)
 def test_any_values_come_back(value: Any, text: str) -> None:
-    os.environ["X_TOKEN"] = "x"
     recipe = Recipe.model_validate(
         {
             "name": "n" + text,
@@ -86,6 +86,6 @@ def test_any_values_come_back(value: Any, text: str) -> None:
             "launch": {"env": {"A": text}},
         }
     )
-    if "X_TOKEN" in str(recipe.model_dump()):
-        return
+    # What looks like a secret or like a reference to one is refused or kept as such.
+    assume(not _SECRET.search(f"{value} {text}"))
     assert read_back(dump_recipe(recipe)) == recipe
