@@ -159,17 +159,13 @@ RENAMED: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType({
         "vllm_importance_sampling_cap": ("vllm_importance_sampling_clip_max",),
         "vllm_guided_decoding_regex": ("vllm_structured_outputs_regex",),
         "warmup_ratio": ("warmup_steps",),
-        "include_tokens_per_second": ("include_num_input_tokens_seen",),
         "include_inputs_for_metrics": ("include_for_metrics",),
         "push_to_hub_model_id": ("hub_model_id",),
         "push_to_hub_token": ("hub_token",),
         "group_by_length": ("train_sampling_strategy",),
         "use_liger": ("use_liger_kernel",),
         "use_liger_loss": ("use_liger_kernel",),
-        "dataset_batch_size": ("dataset_num_proc",),
         "torchdynamo": ("torch_compile_backend",),
-        "half_precision_backend": ("bf16",),
-        "fp16_backend": ("bf16",),
         "split_batches": ("accelerator_config",),
         "dispatch_batches": ("accelerator_config",),
         # one thing, different names in different methods, or in other programs
@@ -212,13 +208,12 @@ RENAMED: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType({
 """Kind of section -> key -> its names elsewhere. Read only for a key that the config at hand does not have."""
 
 RENAMED_FIX: Mapping[str, str] = MappingProxyType({
+    "bits": "write `load_in_4bit: true` or `load_in_8bit: true`",
+    "use_lora": "write `type: lora`, or nothing: it is the default",
     "warmup_ratio": "write `warmup_steps` with a value below 1, which means a share of all steps",
     "group_by_length": "write `train_sampling_strategy: group_by_length`",
     "split_batches": "write `accelerator_config: {split_batches: ...}`",
     "dispatch_batches": "write `accelerator_config: {dispatch_batches: ...}`",
-    "half_precision_backend": "leave it out: `bf16` and `fp16` are enough",
-    "fp16_backend": "leave it out: `bf16` and `fp16` are enough",
-    "dataset_batch_size": "leave it out, or set `dataset_num_proc`",
 })  # fmt: skip
 """What to do where "write the new name" is not enough."""
 
@@ -228,6 +223,10 @@ REMOVED: Mapping[str, tuple[str, str]] = MappingProxyType({
     "max_prompt_length": (_NO_PROMPT_CUT, "leave it out, and leave rows with long prompts out of the data"),
     "logging_dir": ("it is taken from the environment", "write `launch: {env: {TENSORBOARD_LOGGING_DIR: ...}}`"),
     "truncation_mode": ("this method's trainer has only one way to cut", "leave it out"),
+    "dataset_batch_size": ("it is gone from TRL", "leave it out"),
+    "fp16_backend": ("it is gone from transformers", "leave it out: `bf16` and `fp16` are enough"),
+    "half_precision_backend": ("it is gone from transformers", "leave it out: `bf16` and `fp16` are enough"),
+    "include_tokens_per_second": ("it is gone from transformers", "see `include_num_input_tokens_seen`"),
     "save_safetensors": ("transformers always saves safetensors", "leave it out"),
     "jit_mode_eval": ("it is gone from transformers", "leave it out"),
     "tpu_num_cores": ("ptcli trains on CUDA or a CPU", "leave it out"),

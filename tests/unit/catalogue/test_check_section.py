@@ -292,7 +292,7 @@ def test_quantization() -> None:
     _, problems = check_section("transformers:BitsAndBytesConfig", wrong, key, method=None)
     assert [p.fix for p in problems] == [
         'did you mean "bfloat16"?',
-        "write `load_in_4bit`",
+        "write `load_in_4bit: true` or `load_in_8bit: true`",
         "did you mean `load_in_4bit`?",
     ]
 
