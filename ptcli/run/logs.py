@@ -20,15 +20,19 @@ _CHAINED = re.compile(r"^(?:During handling of the above|The above exception was
 _WRAPPERS = re.compile(r"(?:ChildFailedError|CalledProcessError|SignalException|EngineDeadError|SystemExit)\b")
 """Errors that only say that another process, with an error of its own, ended."""
 _PLAIN = re.compile(
-    r"Fatal Python error|Segmentation fault|terminate called|out of memory|\berror: |\b\w+Error: |^ERROR\b|\bFATAL\b"
+    r"(?:exited|died) unexpectedly|Fatal Python error|Segmentation fault|terminate called|"
+    r"^(?!.*\b(?:WARNING|INFO|DEBUG|\w*Warning)\b)"
+    r".*(?:out of memory|\berror: |\b\w+Error: |\b(?:ERROR|CRITICAL|FATAL)\b)"
 )
+_NOISE = re.compile(r"nanobind|^ - (?:leaked|\.\.\. skipped)|resource_tracker|warnings\.warn\(")
+"""What interpreters say when they end, and nobody can use."""
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 _LONGEST = 400
 
 
 def tail(log: Path, lines: int = 20) -> list[str]:
     """The last lines of a log as a terminal would show them, secrets masked; empty when there is none."""
-    return [_shorten(line) for line in _read(log)[-lines:]]
+    return [_shorten(line) for line in _read(log) if not _NOISE.search(line)][-lines:]
 
 
 def first_error(log: Path) -> str | None:
@@ -37,10 +41,11 @@ def first_error(log: Path) -> str | None:
     Of a chain of exceptions it is the last one, which is what the program that raised it had to say. What a launcher
     says of a child that died comes last, whatever its place.
     """
-    lines = [_PREFIX.sub("", line) for line in _read(log)]
-    found = _raised(lines) or [line.strip() for line in lines if _PLAIN.search(line)]
-    real = [line for line in found if not _WRAPPERS.search(line)]
-    return next(map(_shorten, real + found), None)
+    raw = _read(log)
+    raised = _raised([_PREFIX.sub("", line) for line in raw])
+    plain = [_PREFIX.sub("", line).strip() for line in raw if _PLAIN.search(line)]
+    real = [line for line in (*raised, *plain) if not _WRAPPERS.search(line)]
+    return next(map(_shorten, (*real, *raised, *plain)), None)
 
 
 def _raised(lines: list[str]) -> list[str]:

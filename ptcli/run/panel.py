@@ -156,7 +156,8 @@ class Clock:
         self._last: tuple[int, float] | None = None
 
     def take(self, beat: Heartbeat) -> None:
-        if self._last and beat.step <= self._last[0]:
+        # Step 0 is left out: the first step compiles and connects, so it is no measure of the others.
+        if not beat.step or (self._last and beat.step <= self._last[0]):
             return
         self._last = (beat.step, time.monotonic())
         self._first = self._first or self._last

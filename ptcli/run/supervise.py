@@ -46,6 +46,12 @@ BLAME_SECONDS = 3.0
 """How long a trainer that lost its connection may have died before the server whose fault it was."""
 
 SIDES = {"rollouts": "rollout server", "trainer": "trainer"}
+_ACTIVITIES = {
+    "loading": "the trainer loads model and data",
+    "training": "training",
+    "saving": "saving the model",
+    "finished": "the trainer ends",
+}
 _LOST_SERVER = ("Connection", "Request failed: 5", "RemoteDisconnected", "reset by peer", "Max retries")
 
 
@@ -81,6 +87,9 @@ def supervise(plan: Plan, rundir: RunDirectory, *, view: View) -> Status:
         view.fail(status.cause or "", list(_details(rundir, ending.guilty)))
     elif ending.cause:
         view.say(ending.cause)
+    if plan.server and plan.server.external and ending.state != "finished":
+        # A trainer that ends inside a weight update leaves its weights on the meta device (vLLM 0.27).
+        view.say(f"restart the rollout server at {plan.server.url} before you use it again: its weights may be torn")
     view.close()
     return status
 
@@ -218,7 +227,7 @@ class Run:
         self._record_at = began + max(RECORD_INTERVAL, 50 * took)
 
     def _activity(self) -> str:
-        return self.beat.phase if self.beat else "loading"
+        return _ACTIVITIES[self.beat.phase if self.beat else "loading"]
 
     def _tear_down(self) -> None:
         if self.processes.groups:

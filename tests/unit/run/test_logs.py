@@ -50,6 +50,17 @@ VLLM = """\
 (APIServer pid=12)   File "api.py", line 2, in serve
 (APIServer pid=12) vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue.
 """
+LOST_ENGINE = """\
+(APIServer pid=12) WARNING 10-01 12:00:00 [utils.py:9] Found ulimit of 20000, which can cause `OSError: [Errno 24]`.
+(APIServer pid=12) WARNING 10-01 12:00:01 [client.py:7] [shutdown] MPClient: engine core exited unexpectedly; cleanup
+(APIServer pid=12) ERROR 10-01 12:00:01 [async.py:7] AsyncLLM output_handler failed.
+(APIServer pid=12) ERROR 10-01 12:00:01 [async.py:7] Traceback (most recent call last):
+(APIServer pid=12) ERROR 10-01 12:00:01 [async.py:7] vllm.v1.engine.exceptions.EngineDeadError: EngineCore met an issue.
+nanobind: leaked 514 functions!
+ - leaked function "get_result"
+ - ... skipped remainder
+"""
+LAST = "vllm.v1.engine.exceptions.EngineDeadError: EngineCore met an issue."
 RANKS = """\
 [rank1]: Traceback (most recent call last):
 [rank1]:   File "worker.py", line 3, in <module>
@@ -75,6 +86,7 @@ AttributeError: 'NoneType' object has no attribute 'close'
         (LAUNCHER, "ValueError: no such answer"),
         (KILLED_CHILD, "subprocess.CalledProcessError: Command '['python']' died with <Signals.SIGKILL: 9>."),
         (VLLM, "NotImplementedError: meta tensors"),
+        (LOST_ENGINE, "[shutdown] MPClient: engine core exited unexpectedly; cleanup"),
         (RANKS, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"),
         (IGNORED, "ValueError: no such answer"),
         ("vllm: error: unrecognized arguments: --foo\n", "vllm: error: unrecognized arguments: --foo"),
@@ -97,6 +109,12 @@ def test_tail_is_what_a_terminal_would_show(tmp_path: Path) -> None:
     lines = tail(log, 4)
     assert lines[:3] == ["red", "100%|###| 9/9", "b\ufffdd"]
     assert len(lines[3]) == 400
+
+
+def test_tail_leaves_out_what_dying_interpreters_say(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text(LOST_ENGINE)
+    assert tail(log, 1) == ["(APIServer pid=12) ERROR 10-01 12:00:01 [async.py:7] " + LAST]
 
 
 def test_no_log_no_lines(tmp_path: Path) -> None:
