@@ -20,6 +20,7 @@ from typing import Any
 from ptcli.errors import PtcliError, RequestError, WorkError
 from ptcli.recipe.loading import load_recipe
 from ptcli.recipe.model import Recipe
+from ptcli.train.locks import clear_stale_build_locks
 from ptcli.train.progress import Heartbeat, Metrics
 
 
@@ -58,6 +59,8 @@ def train(recipe: Recipe, *, resume_from: str | None = None) -> Any:
 
 def _build(recipe: Recipe, heartbeat: Heartbeat | None) -> Any:
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and os.environ.get("LOCAL_RANK", "0") == "0":
+        clear_stale_build_locks()
     # Imported only now: the heavy libraries take many seconds, and the first heartbeat is to come before.
     from ptcli.train.build import build_trainer
     from ptcli.train.callback import ProgressCallback, load_callbacks
