@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -36,11 +37,11 @@ class View(Protocol):
 
 
 def choose_view(*, quiet: bool, stream: TextIO | None = None) -> View:
-    """Silent for `quiet` (`--json`), a panel for a terminal, plain lines for anything else."""
+    """Silent for `quiet` (`--json`), a panel for a terminal that can redraw, plain lines for anything else."""
     stream = stream or sys.stderr
     if quiet:
         return Silent(stream)
-    return Panel(stream) if stream.isatty() else Lines(stream)
+    return Panel(stream) if stream.isatty() and os.environ.get("TERM", "dumb") != "dumb" else Lines(stream)
 
 
 class Silent:
@@ -126,9 +127,10 @@ class Panel(Silent):
         from rich.panel import Panel as Box
         from rich.progress_bar import ProgressBar
         from rich.table import Table
+        from rich.text import Text
 
         grid = Table.grid(expand=True)
-        grid.add_row(f"{self._activity}  [dim]{short_time(now - self._since)}[/]")
+        grid.add_row(Text.assemble(self._activity, "  ", (short_time(now - self._since), "dim")))
         if beat and beat.step:
             grid.add_row(ProgressBar(total=beat.total or beat.step, completed=beat.step))
             grid.add_row("  ".join(figures(beat, self._clock)))

@@ -1,4 +1,4 @@
-"""`ptcli serve-rollouts` in one terminal, `ptcli train` with `rollouts.url` in another: a real vLLM server on this CPU."""
+"""`ptcli serve-rollouts` in one terminal, `ptcli train` with `rollouts.url` in another, on this machine's CPU."""
 
 from __future__ import annotations
 

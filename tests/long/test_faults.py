@@ -23,7 +23,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 240
 GONE_SECONDS = 15
-LIMIT = 30
+LIMIT = 40
 """`guards.no_progress_seconds`."""
 MARK = b"PTCLI_RUN_ID="
 

@@ -34,8 +34,14 @@ def a_run(view: panel.View) -> None:
 @pytest.mark.parametrize(
     ("stream", "quiet", "kind"), [(Terminal, False, Panel), (io.StringIO, False, Lines), (Terminal, True, Silent)]
 )
-def test_choice(stream: Callable[[], io.StringIO], quiet: bool, kind: type) -> None:
+def test_choice(stream: Callable[[], io.StringIO], quiet: bool, kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
     assert type(choose_view(quiet=quiet, stream=stream())) is kind
+
+
+def test_a_terminal_that_cannot_redraw_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    assert type(choose_view(quiet=False, stream=Terminal())) is Lines
 
 
 def test_lines() -> None:
