@@ -120,7 +120,7 @@ def update_named_params(self: VLLMClient, metadata: list[tuple[str, str, list[in
         self._start_weight_update()
     with _request(self, "update_weights", {"update_info": info}) as request:
         for _name, tensor in named_params:
-            _send(self.communicator, tensor, request)
+            _send(self, tensor, request)
     if not self._updating_weights:
         self._finish_weight_update()
 
@@ -130,9 +130,20 @@ def close_communicator(self: VLLMClient) -> None:
     self.communicator = None
 
 
-def _send(group: Any, tensor: torch.Tensor, request: Future[Any]) -> None:
-    work = gloo.broadcast(group, tensor.contiguous())
-    _wait(work.is_completed, request, gloo.TRANSFER_TIMEOUT)
+def _abandon_communicator(client: VLLMClient) -> None:
+    """Leave the group in the middle of a transfer. gloo cannot cancel one: the group's destructor waits for it to fail.
+
+    So that happens in a thread which keeps nobody waiting, not even the end of the process. No frame of a traceback may
+    hold the group meanwhile.
+    """
+    held = [client.communicator]
+    client.communicator = None
+    Thread(target=held.clear, daemon=True).start()
+
+
+def _send(client: VLLMClient, tensor: torch.Tensor, request: Future[Any]) -> None:
+    work = gloo.broadcast(client.communicator, tensor.contiguous(), gloo.SEND_TIMEOUT)
+    _wait(work.is_completed, request, gloo.SEND_TIMEOUT)
     work.wait()
 
 
@@ -149,7 +160,7 @@ def _request(client: VLLMClient, path: str, body: dict[str, Any]) -> Iterator[Fu
         yield request
         request.result()
     except Exception as error:
-        client.close_communicator()  # so that the server's half fails too, and its answer comes
+        _abandon_communicator(client)  # so that the server's half fails too, and its answer comes
         raise _explain(path, request, error) from error
 
 

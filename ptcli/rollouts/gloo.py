@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 ENGINE = "gloo"
 JOIN_TIMEOUT = 120.0
 """Seconds that everybody has to join the group: the server is up by then, so this is generous."""
-TRANSFER_TIMEOUT = 600.0
-"""Seconds that one broadcast may wait: under ZeRO-3 a tensor is gathered from all ranks before it is sent."""
+SEND_TIMEOUT = 300.0
+"""Seconds that the trainer may take to hand one tensor to the workers, who have nothing else to do."""
+RECEIVE_TIMEOUT = 1800.0
+"""Seconds that a worker waits for a tensor: under ZeRO-3 it is gathered from all ranks first."""
 
 
 def register() -> None:
@@ -60,14 +62,14 @@ def join_group(store: Store, address: str, rank: int, world_size: int) -> Proces
     return ProcessGroupGloo(PrefixStore(ENGINE, store), rank, world_size, options)
 
 
-def broadcast(group: ProcessGroupGloo, tensor: torch.Tensor) -> Any:
+def broadcast(group: ProcessGroupGloo, tensor: torch.Tensor, timeout: float) -> Any:
     """Start to send `tensor` from rank 0 to everybody; the others receive into theirs. Returns the pending work."""
     from torch.distributed import BroadcastOptions
 
     options = BroadcastOptions()
     options.rootRank = 0
     options.rootTensor = 0
-    options.timeout = timedelta(seconds=TRANSFER_TIMEOUT)
+    options.timeout = timedelta(seconds=timeout)
     return group.broadcast([tensor], options)
 
 

@@ -13,7 +13,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
-from ptcli.rollouts.gloo import broadcast, join_group, open_store, presence
+from ptcli.rollouts.gloo import RECEIVE_TIMEOUT, broadcast, join_group, open_store, presence
 
 
 @dataclass
@@ -84,7 +84,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         described = zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True)
         for name, dtype, shape in described:
             tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=self.device)
-            broadcast(self.group, tensor).wait()
+            broadcast(self.group, tensor, RECEIVE_TIMEOUT).wait()
             yield name, tensor
 
     def shutdown(self) -> None:
