@@ -78,6 +78,8 @@ class _Resolver:
         finally:
             del self.active[id(node)]
         self.done[id(node)] = result
+        # A result that is referred to is not resolved once more: what a variable holds is text, whatever it looks like.
+        self.done[id(result)] = result
         return result
 
     def circle(self, node: Node) -> str:

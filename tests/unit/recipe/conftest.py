@@ -6,10 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from ptcli.recipe.loading import Loaded, load_recipe
 
 Load = Callable[..., Loaded]
+
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""For hypothesis on a machine that is busy with other things."""
 
 
 @pytest.fixture

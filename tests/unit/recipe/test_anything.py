@@ -17,6 +17,7 @@ from ptcli.recipe.loading import dump_recipe, load_recipe
 from ptcli.recipe.model import DataEntry, LaunchSpec, ModelSpec, Recipe, RolloutsSpec
 
 from .broken import GOOD
+from .conftest import patient
 
 _KEYS = {name for section in (Recipe, ModelSpec, DataEntry, RolloutsSpec, LaunchSpec) for name in section.model_fields}
 _WORDS = st.sampled_from(
@@ -66,32 +67,32 @@ def check(content: bytes, overrides: list[str]) -> None:
         assert loaded.recipe or loaded.problems
 
 
-@settings(deadline=None, max_examples=50)
+@settings(patient, max_examples=50)
 @given(st.binary(max_size=60))
 def test_any_bytes(content: bytes) -> None:
     check(content, [])
 
 
-@settings(deadline=None, max_examples=100)
+@settings(patient, max_examples=100)
 @given(_YAML, st.booleans())
 def test_anything_like_yaml(text: str, after_a_good_recipe: bool) -> None:
     check((GOOD * after_a_good_recipe + text).encode(), [])
 
 
-@settings(deadline=None, max_examples=100)
+@settings(patient, max_examples=100)
 @given(_TREES)
 def test_any_tree(tree: Any) -> None:
     check(yaml.safe_dump(tree, allow_unicode=True).encode(), [])
 
 
-@settings(deadline=None, max_examples=100)
+@settings(patient, max_examples=100)
 @given(st.dictionaries(st.sampled_from(list(Recipe.model_fields)), _TREES, max_size=4))
 def test_any_sections(sections: dict[str, Any]) -> None:
     base = {"method": "grpo", "model": {"path": "builtin:tiny"}, "data": {"train": [{"path": "builtin:arithmetic"}]}}
     check(yaml.safe_dump(base | sections).encode(), [])
 
 
-@settings(deadline=None, max_examples=50)
+@settings(patient, max_examples=50)
 @given(
     st.lists(st.one_of(st.text(max_size=20), st.tuples(_WORDS, _WORDS, _WORDS).map(lambda t: f"{t[0]}.{t[1]}={t[2]}")))
 )

@@ -16,7 +16,7 @@ from ptcli.recipe.loading import dump_recipe, load_recipe
 from ptcli.recipe.model import Recipe
 
 from .broken import GOOD, GRPO
-from .conftest import Load
+from .conftest import Load, patient
 
 
 def read_back(text: str) -> Recipe:
@@ -73,7 +73,7 @@ _VALUES: st.SearchStrategy[Any] = st.recursive(
 )
 
 
-@settings(deadline=None)
+@settings(patient, max_examples=100)
 @given(_VALUES, _TEXTS)
 def test_any_values_come_back(value: Any, text: str) -> None:
     recipe = Recipe.model_validate(

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ptcli.recipe import interpolate as module
@@ -15,7 +15,7 @@ from ptcli.recipe.tree import Scalar, Source, Table
 from ptcli.recipe.yaml import read_yaml
 
 from .broken import GOOD, GRPO
-from .conftest import Load
+from .conftest import Load, patient
 
 _ENVIRONMENT = {"NAME": "value", "NUMBER": "1e-5", "EMPTY": "", "LINES": "a\nb", "TRICKY": "${name} \\"}
 
@@ -87,6 +87,7 @@ _PARTS = st.sampled_from(
 )
 
 
+@settings(patient, max_examples=60)
 @given(st.lists(_PARTS, min_size=1, max_size=5).map("".join))
 def test_quick_reading_agrees_with_the_grammar(text: str) -> None:
     quick = resolve(text)
@@ -119,4 +120,11 @@ def test_variables_are_what_the_field_wants(load: Load, monkeypatch: pytest.Monk
 
 def test_values_of_variables_are_never_resolved_again(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EVIL", "${oc.env:HOME} ${oc.create:{}}")
-    assert load(GOOD + "name: ${oc.env:EVIL}\n").require().name == "${oc.env:HOME} ${oc.create:{}}"
+    held = "${oc.env:HOME} ${oc.create:{}}"
+    assert load(GOOD + "name: ${oc.env:EVIL}\n").require().name == held
+    text = "launch: {env: {A: '${oc.env:EVIL}', B: '${launch.env.A}', C: '\\${name}'}}\n"
+    text += "callbacks: [{use: mine.py:C, args: {x: '${launch.env}'}}]\n"
+    loaded = load(GOOD + text, "name=${callbacks.0.args.x.C}")
+    assert loaded.recipe
+    assert loaded.recipe.launch.env == {"A": held, "B": held, "C": "${name}"}
+    assert loaded.recipe.name == "${name}"
