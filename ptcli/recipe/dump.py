@@ -55,8 +55,11 @@ class _Dumper(pyyaml.SafeDumper):
 
 
 def _represent_text(dumper: pyyaml.SafeDumper, text: str) -> pyyaml.ScalarNode:
-    quoted = text == "<<" or not isinstance(read_scalar(text), str)
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if quoted else None)
+    style = "'" if text == "<<" or not isinstance(read_scalar(text), str) else None
+    if not text.isprintable():
+        # Only double quotes have escapes; in single ones U+0085 and its like come back as spaces.
+        style = '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 def _represent_number(dumper: pyyaml.SafeDumper, number: float) -> pyyaml.ScalarNode:

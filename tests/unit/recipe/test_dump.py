@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from ptcli.recipe.loading import dump_recipe, load_recipe
@@ -75,6 +75,8 @@ _VALUES: st.SearchStrategy[Any] = st.recursive(
 
 @settings(patient, max_examples=100)
 @given(_VALUES, _TEXTS)
+@example(["<<", {"<<": 1}], "a\x85b\u2028\r\n \t c\ufeff\x00")
+@example({"x" * 300: "y " * 300}, "\\\\${name} \\")
 def test_any_values_come_back(value: Any, text: str) -> None:
     recipe = Recipe.model_validate(
         {
