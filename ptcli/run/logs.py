@@ -26,6 +26,7 @@ _PLAIN = re.compile(
 )
 _NOISE = re.compile(r"nanobind|^ - (?:leaked|\.\.\. skipped)|resource_tracker|warnings\.warn\(")
 """What interpreters say when they end, and nobody can use."""
+_COMMAND = re.compile(r"\S*CalledProcessError: Command .*?(?=(?:died with|returned non-zero exit status) )")
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 _LONGEST = 400
 
@@ -45,7 +46,8 @@ def first_error(log: Path) -> str | None:
     raised = _raised([_PREFIX.sub("", line) for line in raw])
     plain = [_PREFIX.sub("", line).strip() for line in raw if _PLAIN.search(line)]
     real = [line for line in (*raised, *plain) if not _WRAPPERS.search(line)]
-    return next(map(_shorten, (*real, *raised, *plain)), None)
+    found = next(iter((*real, *raised, *plain)), None)
+    return found and _shorten(_COMMAND.sub("its process ", found))
 
 
 def _raised(lines: list[str]) -> list[str]:

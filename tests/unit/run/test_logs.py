@@ -84,7 +84,7 @@ AttributeError: 'NoneType' object has no attribute 'close'
         (PLAIN, "ValueError: no such answer"),
         (CHAINED, "requests.exceptions.ConnectionError: The vLLM server can't be reached at http://127.0.0.1:1"),
         (LAUNCHER, "ValueError: no such answer"),
-        (KILLED_CHILD, "subprocess.CalledProcessError: Command '['python']' died with <Signals.SIGKILL: 9>."),
+        (KILLED_CHILD, "its process died with <Signals.SIGKILL: 9>."),
         (VLLM, "NotImplementedError: meta tensors"),
         (LOST_ENGINE, "[shutdown] MPClient: engine core exited unexpectedly; cleanup"),
         (RANKS, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"),
