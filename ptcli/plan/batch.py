@@ -50,6 +50,13 @@ def batch_of(recipe: Recipe, world: int, rows: int | None = None) -> Batch:
     return Batch(MappingProxyType(sizes | more | _duration(recipe)), tuple(problems))
 
 
+def batch_at_any_size(recipe: Recipe, rows: int | None = None) -> list[Problem]:
+    """The problems that no number of processes mends: all that can be said when that number is unknown."""
+    found = [batch_of(recipe, world, rows).problems for world in (1, 2, 3, 4, 8)]
+    everywhere = set.intersection(*({problem.key for problem in problems} for problems in found))
+    return [problem for problem in found[0] if problem.key in everywhere]
+
+
 def _plain(recipe: Recipe, sizes: dict[str, int], rows: int | None) -> tuple[dict[str, int], list[Problem]]:
     return {}, []
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from ptcli.errors import Problem
 from ptcli.plan.accelerate import Counts, conflicts, dump_config, fill, mixed_precision
-from ptcli.plan.batch import Batch, batch_of
+from ptcli.plan.arguments import argument
+from ptcli.plan.batch import Batch, batch_at_any_size, batch_of
 from ptcli.plan.launch import ACCELERATE_FILE, RECIPE_FILE, main_address, rollouts_step, trainer_steps
 from ptcli.plan.layout import Layout, decide_device, decide_layout, uses_server
 from ptcli.plan.memory import memory_facts
@@ -16,7 +17,7 @@ from ptcli.plan.model import Machine, Plan, Server, Step
 from ptcli.plan.resolve import resolve_recipe, with_defaults
 from ptcli.plan.rows import count_rows
 from ptcli.plan.script import launch_script
-from ptcli.plan.server import Ports, backend_problems, decide_ports, decide_server, exposure, model_limit
+from ptcli.plan.server import Ports, decide_ports, decide_server, exposure, mode_problems, model_limit
 from ptcli.recipe.loading import dump_recipe
 from ptcli.recipe.model import Recipe
 from ptcli.recipe.references import read_model_config
@@ -54,39 +55,39 @@ def build_plan(recipe: Recipe, machine: Machine, *, output_dir: Path, server_onl
     output_dir = output_dir.absolute()
     device, _ = decide_device(recipe, machine)
     recipe = with_defaults(recipe, device or recipe.launch.device)
-    problems = backend_problems(recipe) + (_needs_no_server(recipe) if server_only else [])
+    problems = mode_problems(recipe) + (_needs_no_server(recipe) if server_only else [])
     layout, wrong = decide_layout(recipe, machine, trains=not server_only)
-    problems += wrong
-    if layout is None:
-        return Planned(None, tuple(problems + batch_of_one(recipe)))
-    decided, wrong = _decide(recipe, machine, layout, output_dir, server_only=server_only)
-    problems += wrong
+    decided, more = _decide(recipe, machine, layout, output_dir)
+    problems += wrong + more + ([] if server_only else _trainer_problems(recipe, layout))
     return Planned(None, tuple(problems)) if problems else Planned(_plan(decided, server_only=server_only))
 
 
-def batch_of_one(recipe: Recipe) -> list[Problem]:
-    """Batch problems that no number of processes mends: all that can be said when the layout failed."""
-    named = {problem.key for problem in batch_of(recipe, 1, count_rows(recipe)).problems}
-    every = (batch_of(recipe, world).problems for world in (2, 3, 4, 8))
-    named = named.intersection(*({problem.key for problem in problems} for problems in every))
-    return [problem for problem in batch_of(recipe, 1).problems if problem.key in named]
-
-
-def _decide(
-    recipe: Recipe, machine: Machine, layout: Layout, output_dir: Path, *, server_only: bool
-) -> tuple[_Decided, list[Problem]]:
+def _decide(recipe: Recipe, machine: Machine, layout: Layout, output_dir: Path) -> tuple[_Decided, list[Problem]]:
     facts = read_model_config(recipe.model.path)
     ports, problems = decide_ports(recipe, machine)
     precision, _ = mixed_precision(layout.strategy, recipe)
     batch = batch_of(recipe, layout.world, count_rows(recipe))
-    if not server_only and not layout.split.problems:
-        problems += conflicts(layout.strategy, recipe, layout.world, layout.device) + list(batch.problems)
     server = None
     if uses_server(recipe):
         server, wrong = decide_server(recipe, layout, ports, precision, facts)
-        problems += wrong if not layout.split.problems else []
+        problems += wrong
     resolved = resolve_recipe(recipe, layout, server, ports, precision=precision, output_dir=output_dir)
     return _Decided(resolved, machine, output_dir, layout, ports, server, precision, batch, facts), problems
+
+
+def _trainer_problems(recipe: Recipe, layout: Layout) -> list[Problem]:
+    rows = count_rows(recipe)
+    if not layout.known:
+        return _evaluation_problems(recipe) + batch_at_any_size(recipe, rows)
+    wrong = conflicts(layout.strategy, recipe, layout.world, layout.device)
+    return wrong + _evaluation_problems(recipe) + list(batch_of(recipe, layout.world, rows).problems)
+
+
+def _evaluation_problems(recipe: Recipe) -> list[Problem]:
+    if recipe.data.eval is not None or argument(recipe, "eval_strategy", "no") in ("no", False):
+        return []
+    message = "training.eval_strategy asks for evaluation, and the recipe has no data.eval"
+    return [Problem(message, "add rows to evaluate on, or set it to no", ("training", "eval_strategy"))]
 
 
 def _needs_no_server(recipe: Recipe) -> list[Problem]:

@@ -54,6 +54,11 @@ def split_gpus(
     return Split(served.picked, trained.picked, problems)
 
 
+def asked(spec: GPUs | None) -> int | None:
+    """How many GPUs a recipe means, whether they are there or not; None when it leaves that open."""
+    return spec if spec is None or isinstance(spec, int) else len(spec)
+
+
 def tokens(machine: Machine, picked: tuple[int, ...]) -> tuple[str, ...]:
     """What goes into CUDA_VISIBLE_DEVICES for these positions."""
     return tuple(machine.gpus[index].token for index in picked)

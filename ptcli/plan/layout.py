@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from ptcli.errors import Problem
 from ptcli.methods import METHODS
 from ptcli.plan.accelerate import Strategy, load_strategy
-from ptcli.plan.gpus import Split, seen, split_gpus
+from ptcli.plan.gpus import Split, asked, seen, split_gpus
 from ptcli.plan.model import Machine
 from ptcli.recipe.model import GPUs, Recipe
 from ptcli.rollouts.command import is_loopback
@@ -27,6 +27,8 @@ class Layout:
     processes: int
     """Trainer processes on each node."""
     nodes: int
+    known: bool = True
+    """False when the number of processes is left open and cannot be found out."""
 
     @property
     def world(self) -> int:
@@ -50,23 +52,26 @@ def uses_server(recipe: Recipe) -> bool:
     return decide_backend(recipe) == "vllm" and recipe.rollouts.mode == "server"
 
 
-def decide_layout(recipe: Recipe, machine: Machine, *, trains: bool) -> tuple[Layout | None, list[Problem]]:
-    """Place trainer and server. `trains` is False when only the server shall run here."""
+def decide_layout(recipe: Recipe, machine: Machine, *, trains: bool) -> tuple[Layout, list[Problem]]:
+    """Place trainer and server. `trains` is False when only the server shall run here.
+
+    Where something is wrong the layout is what the recipe means, as far as it says, so that the rest can be checked.
+    """
     device, problems = decide_device(recipe, machine)
     strategy, wrong = _strategy(recipe)
     problems += wrong
-    if device is None or strategy is None:
-        return None, problems
     if device == "cpu":
-        split, processes = Split(problems=_gpus_on_cpu(recipe)), recipe.launch.processes or 1
+        split, processes = Split(problems=_gpus_on_cpu(recipe)), recipe.launch.processes
     else:
-        split = _split(recipe, machine, strategy, trains=trains)
-        processes = max(len(split.trainer), 1)
+        split = _split(recipe, machine, strategy, trains=trains) if machine.gpus else Split()
+        processes = asked(recipe.launch.gpus)
         problems += _processes_on_gpus(recipe)
     problems += split.problems
-    if recipe.launch.accelerate is None and processes * recipe.launch.nodes == 1:
-        strategy = load_strategy("single")[0] or strategy
-    return Layout(device, strategy, split, processes, recipe.launch.nodes), problems
+    if recipe.launch.accelerate is None and (processes or len(split.trainer) or 1) * recipe.launch.nodes == 1:
+        strategy = _shipped("single")
+    known = device == "cpu" or processes is not None or bool(split.trainer and not split.problems)
+    count = max(processes or len(split.trainer), 1)
+    return Layout(device or "cuda", strategy, split, count, recipe.launch.nodes, known), problems
 
 
 def decide_device(recipe: Recipe, machine: Machine) -> tuple[Device | None, list[Problem]]:
@@ -86,8 +91,15 @@ def server_size(recipe: Recipe) -> int:
     return recipe.rollouts.tensor_parallel_size * (recipe.rollouts.data_parallel_size or 1)
 
 
-def _strategy(recipe: Recipe) -> tuple[Strategy | None, list[Problem]]:
-    return load_strategy(recipe.launch.accelerate or "ddp")
+def _strategy(recipe: Recipe) -> tuple[Strategy, list[Problem]]:
+    strategy, problems = load_strategy(recipe.launch.accelerate or "ddp")
+    return strategy or _shipped("ddp"), problems
+
+
+def _shipped(name: str) -> Strategy:
+    strategy, problems = load_strategy(name)
+    assert strategy is not None, problems
+    return strategy
 
 
 def _split(recipe: Recipe, machine: Machine, strategy: Strategy, *, trains: bool) -> Split:

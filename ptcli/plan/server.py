@@ -8,9 +8,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ptcli.errors import Problem
-from ptcli.methods import METHODS
 from ptcli.plan.arguments import argument, argument_key
 from ptcli.plan.batch import divisors
+from ptcli.plan.gpus import asked
 from ptcli.plan.layout import Layout, decide_backend, uses_server
 from ptcli.plan.model import Machine, Server
 from ptcli.recipe.model import Recipe, RolloutsSpec
@@ -45,18 +45,13 @@ def decide_ports(recipe: Recipe, machine: Machine) -> tuple[Ports, list[Problem]
     return ports, _port_problems(rollouts, machine) if uses_server(recipe) else []
 
 
-def backend_problems(recipe: Recipe) -> list[Problem]:
-    """Backends that the method or this version cannot use."""
-    row, backend = METHODS[recipe.method], decide_backend(recipe)
-    if backend is None:
+def mode_problems(recipe: Recipe) -> list[Problem]:
+    """Modes that this version does not have. Which backends a method has is checked when the recipe is read."""
+    mode = recipe.rollouts.mode
+    if decide_backend(recipe) != "vllm" or mode == "server":
         return []
-    if backend not in row.backends:
-        able = f"use {' or '.join(row.backends)}" if row.backends else "leave the section out"
-        return [Problem(f"rollouts.backend: {backend} does not work with {row.name}", able, ("rollouts", "backend"))]
-    if backend == "vllm" and recipe.rollouts.mode != "server":
-        message = f"rollouts.mode: {recipe.rollouts.mode} is not built yet"
-        return [Problem(message, "use server, or backend: transformers", ("rollouts", "mode"))]
-    return []
+    fix = "use server, or backend: transformers"
+    return [Problem(f"rollouts.mode: {mode} is not built yet", fix, ("rollouts", "mode"))]
 
 
 def decide_server(
@@ -65,7 +60,7 @@ def decide_server(
     """The server. `precision` is what the trainer computes in, `facts` the model's config.json, None when unknown."""
     rollouts = recipe.rollouts
     tensor, data, problems = _parallel(recipe, layout)
-    problems += _heads(tensor, len(layout.split.server), facts) if not problems else []
+    problems += [] if problems else _heads(tensor, _server_gpus(recipe, layout), facts)
     spec = rollouts.model_copy(update={"port": rollouts.port or ports.server})
     server = Server(
         url=rollout_url(spec),
@@ -105,8 +100,8 @@ def _parallel(recipe: Recipe, layout: Layout) -> tuple[int, int, list[Problem]]:
     tensor, data = recipe.rollouts.tensor_parallel_size, recipe.rollouts.data_parallel_size
     if layout.device == "cpu":
         return tensor, data or 1, [] if tensor == 1 else [_tensor_on_cpu(tensor)]
-    count = len(layout.split.server)
-    if not count:  # a server elsewhere, or a split that failed
+    count = _server_gpus(recipe, layout)
+    if not count:  # a server elsewhere, of which the recipe does not say more
         return tensor, data or 1, []
     pipeline = _pipeline(recipe.rollouts)
     data = data or max(count // (tensor * pipeline), 1)
@@ -117,6 +112,11 @@ def _parallel(recipe: Recipe, layout: Layout) -> tuple[int, int, list[Problem]]:
     pairs = [f"{size} x {count // pipeline // size}" for size in (1, *divisors(count // pipeline))]
     fix = f"legal tensor x data parallel sizes: {', '.join(pairs)}" if pairs else ""
     return tensor, data, [Problem(message, fix, _parallel_key(recipe.rollouts))]
+
+
+def _server_gpus(recipe: Recipe, layout: Layout) -> int:
+    """GPUs of the server: what the recipe means, or else what it got."""
+    return asked(recipe.rollouts.gpus) or len(layout.split.server)
 
 
 def _tensor_on_cpu(tensor: int) -> Problem:

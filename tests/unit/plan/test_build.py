@@ -205,7 +205,7 @@ GRPO: dict[str, Any] = {"method": "grpo"}
         (GRPO | {"rollouts": {"gpus": 2}, "launch": {"gpus": 7}}, "launch.gpus", "leaves 6"),
         (GRPO | {"rollouts": {"gpus": [0, 1]}, "launch": {"gpus": [1, 2]}}, "launch.gpus", "GPU 1 is in both"),
         (GRPO | {"rollouts": {"mode": "colocate"}}, "rollouts.mode", "not built yet"),
-        ({"method": "xpo", "rollouts": {"backend": "vllm"}}, "rollouts.backend", "does not work with xpo"),
+        ({"training": {"eval_strategy": "steps", "eval_steps": 5}}, "training.eval_strategy", "no data.eval"),
         (GRPO | {"rollouts": {"gpus": 1, "port": 9000, "group_port": 9000}}, "rollouts.group_port", "server's port"),
         (GRPO | {"rollouts": {"url": "localhost:8000"}}, "rollouts.url", "http://127.0.0.1:8000"),
         (GRPO | {"rollouts": {"gpus": 1, "max_model_len": 512}}, "rollouts.max_model_len", "no room for a prompt"),
@@ -257,16 +257,37 @@ def test_everything_wrong_comes_at_once(plan_of: Plans) -> None:
         launch={"gpus": 4, "accelerate": "single"},
     )
     assert keys(planned) == [
-        "launch.accelerate",
-        "training.per_device_train_batch_size",
         "rollouts.tensor_parallel_size",
         "rollouts.max_model_len",
+        "launch.accelerate",
+        "training.per_device_train_batch_size",
     ]
+
+
+def test_a_failed_split_hides_nothing(plan_of: Plans) -> None:
+    planned = plan_of(
+        "grpo",
+        rollouts={"gpus": 4, "tensor_parallel_size": 3},
+        training={"per_device_train_batch_size": 3},
+        launch={"gpus": [4, 5, 5, 6], "accelerate": "zero4"},
+    )
+    expected = ["launch.accelerate", "launch.gpus.2", "rollouts.tensor_parallel_size"]
+    assert keys(planned) == [*expected, "training.per_device_train_batch_size"]
+    assert "3 x 4 processes" in str(planned.problems[-1])
 
 
 def test_a_missing_gpu_does_not_hide_a_bad_batch(plan_of: Plans) -> None:
     planned = plan_of("grpo", Machine(gpus=()), training={"num_generations": 1})
     assert keys(planned) == ["launch", "training.num_generations"]
+
+
+def test_a_number_of_processes_that_is_open_is_not_guessed(plan_of: Plans) -> None:
+    training = {"per_device_train_batch_size": 4}  # whole groups of 8 on two GPUs, not on one
+    assert keys(plan_of("grpo", Machine(gpus=()), training=training)) == ["launch"]
+    assert keys(plan_of("grpo", Machine(gpus=()), training=training, launch={"gpus": 1})) == [
+        "launch",
+        "training.per_device_train_batch_size",
+    ]
 
 
 def test_tokens_reach_the_processes_unchanged(plan_of: Plans, machine_of: Callable[..., Machine]) -> None:
@@ -289,6 +310,8 @@ def test_a_server_that_already_runs(plan_of: Plans) -> None:
 def test_a_server_elsewhere_takes_no_gpus_here(plan_of: Plans) -> None:
     plan = good(plan_of("grpo", rollouts={"url": "http://node7:9000", "gpus": 4}))
     assert len(plan.steps[0].gpus) == 8
+    assert plan.server is not None
+    assert plan.server.data_parallel_size == 4
 
 
 def test_only_the_server(machine_of: Callable[..., Machine], recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
