@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from ptcli.errors import WorkError
 
 
 def save_final(trainer: Any, output_dir: str) -> None:
@@ -15,6 +18,16 @@ def save_final(trainer: Any, output_dir: str) -> None:
     if trainer.is_fsdp_enabled:
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(output_dir)
+    if trainer.accelerator.is_main_process and not has_weights(Path(output_dir)):
+        raise WorkError(
+            f"{output_dir} has no weights after saving; with ZeRO-3 the accelerate config needs "
+            "`zero3_save_16bit_model: true`. The last checkpoint has them, in DeepSpeed's own format"
+        )
+
+
+def has_weights(folder: Path) -> bool:
+    """True when a model's or an adapter's weights lie at the folder's top."""
+    return any(path.suffix in (".safetensors", ".bin") and "model" in path.name for path in folder.iterdir())
 
 
 def leave_together(trainer: Any) -> None:

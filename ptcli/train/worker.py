@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import inspect
+import logging
 import os
 import signal
 import sys
@@ -59,6 +60,7 @@ def train(recipe: Recipe, *, resume_from: str | None = None) -> Any:
 
 def _build(recipe: Recipe, heartbeat: Heartbeat | None) -> Any:
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # a kernel that nobody asked for
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and os.environ.get("LOCAL_RANK", "0") == "0":
         clear_stale_build_locks()
     # Imported only now: the heavy libraries take many seconds, and the first heartbeat is to come before.

@@ -305,3 +305,13 @@ def test_a_failure_ends_with_1_and_one_clear_line(tmp_path):
     assert len(errors) == 1
     assert errors[0].startswith("error: data.train.0: cannot read")
     assert read_heartbeat(tmp_path / "run")["phase"] == "loading"
+
+
+def test_a_folder_without_weights_is_told_from_one_with(tmp_path):
+    from ptcli.train.save import has_weights
+
+    (tmp_path / "training_args.bin").touch()
+    (tmp_path / "config.json").touch()
+    assert not has_weights(tmp_path)
+    (tmp_path / "model-00001-of-00002.safetensors").touch()
+    assert has_weights(tmp_path)
