@@ -42,7 +42,7 @@ TICK = 0.1
 """Seconds between two looks at everything."""
 RECORD_INTERVAL = 1.0
 """Seconds between two records of descendants; more when recording itself is slow."""
-BLAME_SECONDS = 3.0
+BLAME_SECONDS = 5.0
 """How long a trainer that lost its connection may have died before the server whose fault it was."""
 
 SIDES = {"rollouts": "rollout server", "trainer": "trainer"}
@@ -52,7 +52,8 @@ _ACTIVITIES = {
     "saving": "saving the model",
     "finished": "the trainer ends",
 }
-_LOST_SERVER = ("Connection", "Request failed: 5", "RemoteDisconnected", "reset by peer", "Max retries")
+_LOST_SERVER = ("Connection", "answered 5", "Request failed: 5", "RemoteDisconnected", "reset by peer", "Max retries")
+"""What an error says, ours or TRL's, when the other end of the wire is in trouble."""
 
 
 class SideFailed(WorkError):
