@@ -14,11 +14,13 @@ from ptcli.train.config import training_arguments
 
 def argument(recipe: Recipe, name: str, fallback: Any = None) -> Any:
     """The value that the TRL config will have under `name`; `fallback` when it has no such field, or None there."""
-    said = training_arguments(recipe).get(name)
-    if said is not None:
-        return said
-    spec = fields(METHODS[recipe.method].config).get(name)
-    return fallback if spec is None or spec.default is None else spec.default
+    arguments = training_arguments(recipe)
+    if name in arguments:
+        value = arguments[name]
+    else:
+        spec = fields(METHODS[recipe.method].config).get(name)
+        value = spec.default if spec else None
+    return fallback if value is None else value
 
 
 def argument_key(recipe: Recipe, names: Iterable[str]) -> KeyPath:

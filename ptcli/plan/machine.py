@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import socket
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from ptcli.errors import RequestError
@@ -16,6 +17,7 @@ from ptcli.recipe.model import Recipe
 PREFERRED_PORTS = (8000, 51216, 29500, 29550, 29600, 29650, 29700, 29750, 29800, 29850, 29900, 29950)
 """Server, weight sync, accelerate's rendezvous, then whatever vLLM's own processes need."""
 
+_BELOW_EPHEMERAL = range(20000, 32768)
 _UNITS = {"gib": 2**30, "gb": 10**9, "g": 2**30, "tib": 2**40, "mib": 2**20, "mb": 10**6}
 _ASSUMED = re.compile(r"(?:(?P<nodes>\d+)x)?(?P<gpus>\d+)(?:x(?P<memory>\d+(?:\.\d+)?)(?P<unit>[a-z]+))?", re.I)
 
@@ -110,15 +112,20 @@ def nvml_devices() -> list[GPU]:
 
 
 def free_ports(avoid: Iterable[int] = (), count: int = len(PREFERRED_PORTS)) -> tuple[int, ...]:
-    """`count` distinct ports that could be bound just now: all bound at once, then let go."""
+    """`count` distinct ports that could be bound just now: all bound at once, then let go.
+
+    They lie below the range from which Linux picks ports for outgoing connections, because some are bound minutes
+    later; they are drawn at random, so that two runs that start together do not choose the same.
+    """
     ports: list[int] = []
-    taken = set(avoid)
+    candidates = list(set(_BELOW_EPHEMERAL).difference(avoid))
+    random.shuffle(candidates)
     with ExitStack() as stack:
-        while len(ports) < count:
+        while len(ports) < count and candidates:
             listener = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
-            listener.bind(("", 0))
-            port = listener.getsockname()[1]
-            if port not in taken:
+            port = candidates.pop()
+            with suppress(OSError):
+                listener.bind(("", port))
                 ports.append(port)
     return tuple(ports)
 

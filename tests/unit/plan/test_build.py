@@ -241,6 +241,11 @@ def test_impossible_plans(plan_of: Plans, sections: dict[str, Any], key: str, te
     assert text in str(planned.problems[0])
 
 
+def test_completions_without_a_limit_of_their_own(plan_of: Plans) -> None:
+    """`null` is TRL's "no limit", not its default of 512."""
+    good(plan_of("grpo", rollouts={"gpus": 1, "max_model_len": 256}, training={"max_completion_length": None}))
+
+
 def test_a_requested_port_in_use(plan_of: Plans, machine_of: Callable[..., Machine]) -> None:
     machine = machine_of("0", "1", busy_ports=frozenset({9000}))
     assert keys(plan_of("grpo", machine, rollouts={"gpus": 1, "port": 9000})) == ["rollouts.port"]

@@ -105,6 +105,16 @@ def test_free_ports_are_distinct_and_not_the_requested_ones() -> None:
     ports = free_ports(count=30)
     assert len(set(ports)) == 30
     assert not set(free_ports(avoid=ports, count=30)) & set(ports)
+    assert all(1024 < port < 32768 for port in ports)
+
+
+def test_a_port_that_is_taken_is_not_called_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        monkeypatch.setattr("ptcli.plan.machine._BELOW_EPHEMERAL", range(port, port + 1))
+        assert free_ports() == ()
 
 
 @pytest.mark.parametrize(
