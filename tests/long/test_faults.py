@@ -84,7 +84,7 @@ class LiveRun:
         self.assert_nothing_left()
 
     def assert_nothing_left(self) -> None:
-        assert [p for p in self.processes if p.is_running()] == []
+        assert list(filter(is_alive, self.processes)) == []
         assert marked(self.mark) == []
         for port in self.ports():
             with socket.socket() as probe:
@@ -96,6 +96,14 @@ class LiveRun:
         trainer = next(step for step in plan["steps"] if step["name"] == "trainer")["argv"]
         main_port = int(trainer[trainer.index("--main_process_port") + 1])
         return [urlsplit(plan["server"]["url"]).port, main_port]
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """False for a zombie too: it waits for whoever adopted it."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def marked(mark: bytes) -> list[int]:
@@ -170,7 +178,7 @@ def test_stopped_while_the_server_starts(start: Callable[..., LiveRun]) -> None:
     run.ptcli.send_signal(signal.SIGINT)
     assert run.ptcli.wait(GONE_SECONDS) == 130
     assert run.status()["state"] == "stopped"
-    assert [p for p in run.processes if p.is_running()] == []
+    assert list(filter(is_alive, run.processes)) == []
 
 
 def test_engine_that_stops(start: Callable[..., LiveRun]) -> None:
@@ -200,6 +208,7 @@ def test_killed_ptcli(start: Callable[..., LiveRun]) -> None:
     """Nobody is left to tidy up but the reaper."""
     run = start()
     run.wait_for_step(3)
+    reapers = [p for p in run.ptcli.children() if "ptcli.run.reaper" in p.cmdline()]
     run.ptcli.kill()
     run.ptcli.wait()
     deadline = time.monotonic() + GONE_SECONDS
@@ -207,6 +216,7 @@ def test_killed_ptcli(start: Callable[..., LiveRun]) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert "killed" in run.status()["cause"]
+    psutil.wait_procs(reapers, timeout=3)
     run.assert_nothing_left()
 
 
