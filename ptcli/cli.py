@@ -167,7 +167,7 @@ def _run(plan: Plan, *, overwrite: bool, as_json: bool) -> None:
         _print_json(status.as_dict())
     elif status.exit_code == 0:
         typer.echo("\n".join(finished_lines(plan.output_dir, status.step)))
-    raise typer.Exit(status.exit_code)
+    raise typer.Exit(status.exit_code or 0)
 
 
 def _print_notes(plan: Plan) -> None:

@@ -17,15 +17,20 @@ import yaml
 
 from ptcli.errors import KeyPath, Problem
 from ptcli.methods import METHODS
-from ptcli.plan.accelerate_keys import DEEPSPEED_KEYS, FSDP_KEYS, PARALLELISM_KEYS, TOP_KEYS
 from ptcli.plan.arguments import argument, computes_in
+from ptcli.recipe.catalogue import accelerate_keys
 from ptcli.recipe.model import Recipe
 from ptcli.recipe.suggest import nearest
 
 CONFIGS = Path(__file__).resolve().parents[1] / "accelerate_configs"
 KEY: KeyPath = ("launch", "accelerate")
 
-_SECTIONS = {"deepspeed_config": DEEPSPEED_KEYS, "fsdp_config": FSDP_KEYS, "parallelism_config": PARALLELISM_KEYS}
+_SECTIONS = ("deepspeed_config", "fsdp_config", "parallelism_config")
+_UNDECLARED = {
+    "top": frozenset({"fp16", "dynamo_backend"}),  # rewritten when accelerate reads an old file
+    "fsdp_config": frozenset({"fsdp_ignored_modules"}),  # read from the file only: there is no flag
+}
+"""Keys that accelerate understands without declaring them where the catalogue looks."""
 _TYPES = ("NO", "MULTI_GPU", "FSDP", "DEEPSPEED")
 _SAME_IN_DEEPSPEED = {
     "gradient_accumulation_steps": "gradient_accumulation_steps",
@@ -99,11 +104,17 @@ def load_strategy(name: str) -> tuple[Strategy | None, list[Problem]]:
     return _without_multi_cpu(Strategy(name, config, shipped=name in names)), []
 
 
+def known_keys(section: str) -> frozenset[str]:
+    """Keys that accelerate knows in a section of its config file ("top" for the file itself)."""
+    return accelerate_keys(section) | _UNDECLARED.get(section, frozenset())
+
+
 def check_config(config: Mapping[str, Any], name: str) -> list[Problem]:
     """Keys that accelerate would refuse or ignore, and kinds of launch that ptcli cannot plan."""
-    problems = [_unknown(f"{name}: unknown key {key}", key, TOP_KEYS) for key in config if key not in TOP_KEYS]
-    for section, known in _SECTIONS.items():
-        problems += _check_section(config, name, section, known)
+    top = known_keys("top")
+    problems = [_unknown(f"{name}: unknown key {key}", key, top) for key in config if key not in top]
+    for section in _SECTIONS:
+        problems += _check_section(config, name, section, known_keys(section))
     if config.get("compute_environment", "LOCAL_MACHINE") != "LOCAL_MACHINE":
         problems.append(Problem(f"{name}: compute_environment must be LOCAL_MACHINE", "", KEY))
     if config.get("gpu_ids") not in (None, "all"):

@@ -190,10 +190,10 @@ def _ppo(recipe: Recipe, sizes: dict[str, int], rows: int | None) -> tuple[dict[
     return more | {"mini_batch_size": local // parts}, []
 
 
-_ARITHMETIC: Mapping[
-    Batching, Callable[[Recipe, dict[str, int], int | None], tuple[dict[str, int], list[Problem]]]
-] = MappingProxyType(
-    {Batching.PLAIN: _plain, Batching.GENERATION: _generation, Batching.PAIRS: _pairs, Batching.PPO: _ppo}
+_ARITHMETIC: Mapping[Batching, Callable[[Recipe, dict[str, int], int | None], tuple[dict[str, int], list[Problem]]]] = (
+    MappingProxyType(
+        {Batching.PLAIN: _plain, Batching.GENERATION: _generation, Batching.PAIRS: _pairs, Batching.PPO: _ppo}
+    )
 )
 
 

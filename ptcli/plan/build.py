@@ -63,7 +63,7 @@ def build_plan(recipe: Recipe, machine: Machine, *, output_dir: Path, server_onl
 
 
 def _decide(recipe: Recipe, machine: Machine, layout: Layout, output_dir: Path) -> tuple[_Decided, list[Problem]]:
-    facts = read_model_config(recipe.model.path)
+    facts = read_model_config(recipe.model.path, recipe.model.revision)
     ports, problems = decide_ports(recipe, machine)
     precision, _ = mixed_precision(layout.strategy, recipe)
     batch = batch_of(recipe, layout.world, count_rows(recipe))

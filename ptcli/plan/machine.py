@@ -52,9 +52,7 @@ def assume_machine(spec: str) -> Machine:
     match = _ASSUMED.fullmatch(spec.strip())
     unit = (match["unit"] or "gib").lower() if match else ""
     if match is None or unit not in _UNITS or int(match["gpus"]) < 1 or match["nodes"] in ("0", "00"):
-        raise RequestError(
-            f"--assume-gpus {spec!r} is not [NODESx]GPUS[xMEMORY]; write it as 8, 8x80GiB or 2x8x80GiB"
-        )
+        raise RequestError(f"--assume-gpus {spec!r} is not [NODESx]GPUS[xMEMORY]; write it as 8, 8x80GiB or 2x8x80GiB")
     memory = int(float(match["memory"]) * _UNITS[unit]) if match["memory"] else None
     gpus = tuple(GPU(token=str(index), memory=memory) for index in range(int(match["gpus"])))
     return Machine(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,12 +27,24 @@ def render_json(plan: Plan) -> dict[str, Any]:
 
 
 def render_text(plan: Plan) -> str:
-    """What will run, in a screenful, and then the commands, ready to paste."""
-    blocks = ["\n".join(_summary(plan))]
+    """What will run, in a screenful, and then files and commands, ready to paste into a shell."""
+    blocks = ["\n".join(f"# {line}" for line in _summary(plan))]
     if plan.notes:
-        blocks.append("\n".join(f"note: {note}" for note in plan.notes))
+        blocks.append("\n".join(f"# note: {note}" for note in plan.notes))
+    blocks.append(_files(plan))
     blocks += [f"# {_title(step, plan)}\n{shell_command(step)}" for step in plan.steps]
     return "\n\n".join(blocks) + "\n"
+
+
+def _files(plan: Plan) -> str:
+    """The files that the commands read, as shell text. `launch.sh` is those commands again, and so left out."""
+    folder = shlex.quote(str(plan.output_dir))
+    written = [
+        f"cat > {shlex.quote(str(plan.output_dir / name))} <<'PTCLI'\n{text.rstrip()}\nPTCLI"
+        for name, text in plan.files.items()
+        if name.endswith(".yaml")
+    ]
+    return "\n\n".join([f"mkdir -p {folder}", *written])
 
 
 def _summary(plan: Plan) -> list[str]:

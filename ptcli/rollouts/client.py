@@ -99,9 +99,9 @@ def init_communicator(self: VLLMClient, device: Any = None) -> None:
     address = _own_address(self)
     try:
         store = gloo.open_store(address, self.group_port, listen=True)
-    except RuntimeError as error:
+    except OSError as error:
         raise WorkError(
-            f"port {self.group_port} for the weight sync cannot be opened ({_first_line(error)}); "
+            f"port {self.group_port} for the weight sync cannot be opened ({error.strerror or error}); "
             "set rollouts.group_port to a free port, or leave it out"
         ) from error
     info = {"master_address": address, "master_port": self.group_port, "world_size": world_size}

@@ -7,6 +7,7 @@ the group and broadcasts one tensor after another; worker `i`, counted over all 
 
 from __future__ import annotations
 
+import socket
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -36,12 +37,19 @@ def open_store(address: str, port: int, *, listen: bool) -> Store:
     """The store through which the group is made: the trainer listens, the workers come to it, in any order.
 
     Made directly and not by torch's `rendezvous`, because that one obeys `TORCHELASTIC_USE_AGENT_STORE`: under a
-    multi-process launcher the trainer would never listen. Raises torch's DistError (a RuntimeError) when the port is
-    taken or nobody listens within `JOIN_TIMEOUT`.
+    multi-process launcher the trainer would never listen. It listens on `address` only: left to itself, a TCPStore
+    listens on every interface, and nobody needs a password.
+
+    Raises OSError when the port is taken, torch's DistError (a RuntimeError) when nobody listens within `JOIN_TIMEOUT`.
     """
     from torch.distributed import TCPStore
 
-    return TCPStore(address, port, is_master=listen, timeout=timedelta(seconds=JOIN_TIMEOUT), wait_for_workers=False)
+    timeout = timedelta(seconds=JOIN_TIMEOUT)
+    if not listen:
+        return TCPStore(address, port, timeout=timeout, wait_for_workers=False)
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    descriptor = socket.create_server((address, port), family=family).detach()  # the store closes it
+    return TCPStore(address, port, is_master=True, timeout=timeout, wait_for_workers=False, master_listen_fd=descriptor)
 
 
 def presence(rank: int) -> str:

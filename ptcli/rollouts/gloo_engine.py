@@ -40,6 +40,8 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
     init_info_cls = GlooInitInfo
     update_info_cls = GlooUpdateInfo
     group: Any = None
+    _awaited: frozenset[str] = frozenset()
+    """Parameters of the model that the update under way has not brought yet."""
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
         """Join the trainer's group. A later trainer on the same server comes here again."""
@@ -55,11 +57,19 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
         initialize_layerwise_reload(self.model)
+        # Quantised layers are rebuilt from tensors with other names, so there is nothing to compare.
+        names = () if self.model_config.quantization else (name for name, _ in self.model.named_parameters())
+        self._awaited = frozenset(names)
 
     def finish_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         finalize_layerwise_reload(self.model, self.model_config)
+        if self._awaited:  # vLLM keeps the old values of such parameters and says nothing
+            raise RuntimeError(
+                f"the update did not bring {len(self._awaited)} of the server's parameters, such as "
+                f"{min(self._awaited)}: trainer and server do not have the same model"
+            )
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """Receive one batch of tensors. Unlike the base, there is no accelerator to wait for."""
@@ -73,9 +83,10 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         tensors = self._receive(update_info)
         try:
             with disable_mtp_completeness_check():  # an update need not hold every tensor
-                self.model.load_weights(tensors)
+                loaded = self.model.load_weights(tensors)
             for _ in tensors:  # what the model does not want is received all the same: the trainer waits for it
                 pass
+            self._awaited = self._awaited - loaded if loaded is not None else frozenset()
         except BaseException:
             self.shutdown()  # closes the sockets, so that the trainer does not wait for a worker that gave up
             raise

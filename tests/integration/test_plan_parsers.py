@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ptcli.plan import accelerate_keys
+from ptcli.plan.accelerate import known_keys
 from ptcli.plan.batch import batch_of
 from ptcli.plan.build import build_plan
 from ptcli.plan.machine import assume_machine, parse_visible_devices
@@ -116,12 +116,12 @@ def test_the_known_keys_are_accelerates() -> None:
 
     flags = {action.dest for action in launch_command_parser()._actions}
     legacy = {"fp16", "dynamo_backend"}  # rewritten by BaseConfig.process_config
-    assert ClusterConfig.__dataclass_fields__.keys() | legacy == accelerate_keys.TOP_KEYS
+    assert ClusterConfig.__dataclass_fields__.keys() | legacy == known_keys("top")
     unflagged = {"fsdp_ignored_modules"}  # read from the file only
-    assert {flag for flag in flags if flag.startswith("fsdp_")} | unflagged == accelerate_keys.FSDP_KEYS
-    assert {flag for flag in flags if flag.startswith("parallelism_config_")} == accelerate_keys.PARALLELISM_KEYS
+    assert {flag for flag in flags if flag.startswith("fsdp_")} | unflagged == known_keys("fsdp_config")
+    assert {flag for flag in flags if flag.startswith("parallelism_config_")} == known_keys("parallelism_config")
     words = ("deepspeed_", "zero", "offload_", "gradient_")
-    assert {flag for flag in flags if flag.startswith(words)} == accelerate_keys.DEEPSPEED_KEYS
+    assert {flag for flag in flags if flag.startswith(words)} == known_keys("deepspeed_config")
 
 
 def test_the_shipped_recipe_passes_both_parsers(

@@ -144,9 +144,19 @@ def test_metrics_stay_available(server):
 
 
 def test_weights_of_another_model_raise_the_servers_words(server, vllm_client):
-    """The last test: it leaves the server half-loaded. The tensor is too large for the sockets' buffers."""
+    """From here on the server is half-loaded. The tensor is too large for the sockets' buffers."""
     began = time.monotonic()
     metadata = [("model.layers.7.mlp.up_proj.weight", "float32", [50_000_000])]
     with pytest.raises(WorkError, match="rollout server failed at /update_weights"):
         vllm_client.update_named_params(metadata, iter([(metadata[0][0], torch.zeros(50_000_000))]))
     assert time.monotonic() - began < 30
+
+
+def test_an_incomplete_update_is_refused(server, vllm_client):
+    """The last test: vLLM takes up no other update after it.
+
+    A server whose model has a layer more than the trainer's would go on with the old values of that layer.
+    """
+    metadata = [("model.norm.weight", "float32", [64])]
+    with pytest.raises(RuntimeError, match=r"did not bring .* parameters, such as .*do not have the same model"):
+        vllm_client.update_named_params(metadata, iter([("model.norm.weight", torch.zeros(64))]))
