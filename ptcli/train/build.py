@@ -61,14 +61,14 @@ def build_trainer(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> 
 def build_arguments(recipe: Recipe, row: Method, *, by_path: bool) -> TrainingArguments:
     """The method's TRL config, secrets revealed.
 
-    The hub token goes into the environment instead: whatever is in the config is pickled to training_args.bin.
+    A hub token goes into the environment instead: whatever is in the config is pickled to training_args.bin.
     """
     arguments = reveal(training_arguments(recipe))
+    tokens = [arguments.pop("hub_token", None), arguments.get("model_init_kwargs", {}).pop("token", None)]
+    for token in filter(None, tokens):
+        os.environ["HF_TOKEN"] = str(token)
     if not by_path:
         arguments.pop("model_init_kwargs", None)
-    token = arguments.pop("hub_token", None)
-    if token:
-        os.environ["HF_TOKEN"] = str(token)
     try:
         return import_class(row.config)(**arguments)
     except (TypeError, ValueError) as error:

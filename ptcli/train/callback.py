@@ -9,6 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ptcli.errors import WorkError
 from ptcli.recipe.model import CallbackSpec
+from ptcli.recipe.secrets import reveal
 from ptcli.train.objects import load_object
 from ptcli.train.progress import Heartbeat, Metrics
 
@@ -51,7 +52,7 @@ def load_callbacks(specs: Sequence[CallbackSpec]) -> list[TrainerCallback]:
 def _load_callback(spec: CallbackSpec) -> TrainerCallback:
     made = load_object(spec.use)
     try:
-        callback = made(**spec.args)
+        callback = made(**reveal(spec.args))
     except TypeError as error:
         raise WorkError(f"callback `{spec.use}` cannot be made: {error}") from error
     if not isinstance(callback, TrainerCallback):

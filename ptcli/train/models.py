@@ -18,6 +18,7 @@ from ptcli.methods import Head
 from ptcli.recipe.catalogue import peft_types
 from ptcli.recipe.model import ModelSpec
 from ptcli.recipe.references import resolve_model_path
+from ptcli.recipe.secrets import reveal
 from ptcli.train.config import model_arguments
 from ptcli.train.objects import import_class
 
@@ -100,7 +101,7 @@ def peft_config(section: Mapping[str, Any] | None, head: Head) -> Any:
 
 
 def _load_plain(path: str, spec: ModelSpec, head: Head) -> PreTrainedModel:
-    arguments = model_arguments(spec) | dict(_LABELS[head])
+    arguments = reveal(model_arguments(spec)) | dict(_LABELS[head])
     quantization = quantization_config(spec)
     if quantization is not None:
         arguments["quantization_config"] = quantization

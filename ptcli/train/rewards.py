@@ -15,6 +15,7 @@ from typing import Any
 
 from ptcli.errors import WorkError
 from ptcli.recipe.model import RewardSpec
+from ptcli.recipe.secrets import reveal
 from ptcli.train.objects import is_object_reference, load_object
 
 Reward = Callable[..., Any]
@@ -28,6 +29,7 @@ def load_reward(spec: RewardSpec) -> Reward | str:
     if not callable(function):
         raise WorkError(f"reward `{spec.use}` is a {type(function).__name__}, not a function")
     _check_arguments(function, spec)
+    spec = spec.model_copy(update={"args": reveal(spec.args)})
     return _bind(function, spec) if spec.args or spec.timeout else function
 
 

@@ -255,10 +255,18 @@ def test_a_run_that_trains_nothing_fails_and_says_what_it_lacked(tmp_path):
     assert read_heartbeat(tmp_path / "run")["phase"] != "finished"
 
 
-def test_the_hub_token_reaches_no_file(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"training": {"hub_token": "${oc.env:MY_HUB_TOKEN}"}},
+        {"model": {"path": "builtin:tiny", "init_kwargs": {"token": "${oc.env:MY_HUB_TOKEN}"}}},
+    ],
+    ids=["training.hub_token", "model.init_kwargs.token"],
+)
+def test_the_hub_token_reaches_no_file(tmp_path, monkeypatch, sections):
     monkeypatch.setenv("HF_TOKEN", "")
     monkeypatch.setenv("MY_HUB_TOKEN", "hf_0123456789abcdef")
-    train("sft", tmp_path, training={"hub_token": "${oc.env:MY_HUB_TOKEN}"})
+    train("sft", tmp_path, **sections)
     assert os.environ["HF_TOKEN"] == "hf_0123456789abcdef"
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert (tmp_path / "training_args.bin") in written

@@ -47,6 +47,12 @@ def test_a_bound_argument_wins_over_a_column_of_the_same_name(rewards_py):
     assert reward(completions=["ab"], target=[9]) == [0.0]
 
 
+def test_a_secret_argument_is_revealed_when_it_is_bound(rewards_py, monkeypatch):
+    monkeypatch.setenv("JUDGE_API_KEY", "open sesame")
+    reward = load_reward(RewardSpec(use=f"{rewards_py}:strict", args={"target": "${oc.env:JUDGE_API_KEY}"}))
+    assert reward(completions=["a"]) == ["open sesame"]
+
+
 def test_an_async_function_stays_async(rewards_py):
     reward = load_reward(RewardSpec(use=f"{rewards_py}:slow", args={"factor": 2}))
     assert inspect.iscoroutinefunction(reward)
