@@ -32,7 +32,7 @@ RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The YAML rec
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]",
+        metavar="KEY=VALUE",
         help="Override any key of the recipe, with dots: training.learning_rate=1e-6, data.train.0.path=my.jsonl.",
     ),
 ]

@@ -83,7 +83,11 @@ def decide_device(recipe: Recipe, machine: Machine) -> tuple[Device | None, list
         return "cuda", _nodes(recipe, machine)
     key = ("launch", "device") if asked == "cuda" else ("launch",)
     message = f"training needs a GPU, and {seen(machine)}"
-    return None, [Problem(message, "try the recipe with --smoke, or train on the CPU with launch.device: cpu", key)]
+    fix = (
+        "try the recipe with --smoke, train on the CPU with launch.device: cpu, or see the plan for another machine "
+        "with --dry-run --assume-gpus 8"
+    )
+    return None, [Problem(message, fix, key)]
 
 
 def server_size(recipe: Recipe) -> int:

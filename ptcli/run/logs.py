@@ -19,6 +19,9 @@ _RAISED = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt|Failure
 _CHAINED = re.compile(r"^(?:During handling of the above|The above exception was the direct cause)")
 _WRAPPERS = re.compile(r"(?:ChildFailedError|CalledProcessError|SignalException|EngineDeadError|SystemExit)\b")
 """Errors that only say that another process, with an error of its own, ended."""
+_LAUNCHERS = re.compile(r"(?:ChildFailedError|CalledProcessError)\b")
+_OWN = "error: "
+"""How ptcli's worker begins the line that says why it ends."""
 _PLAIN = re.compile(
     r"(?:exited|died) unexpectedly|Fatal Python error|Segmentation fault|terminate called|"
     r"^(?!.*\b(?:WARNING|INFO|DEBUG|\w*Warning)\b)"
@@ -33,11 +36,13 @@ _LONGEST = 400
 
 def tail(log: Path, lines: int = 20) -> list[str]:
     """The last lines of a log as a terminal would show them, secrets masked; empty when there is none."""
-    return [_shorten(line) for line in _read(log) if not _NOISE.search(line)][-lines:]
+    useful = [line for line in _without_launchers(_read(log)) if not _NOISE.search(line)]
+    return [_shorten(line) for line in useful][-lines:]
 
 
 def first_error(log: Path) -> str | None:
-    """The line that says what went wrong first: the end of the first traceback, or the first line that looks like it.
+    """The line that says what went wrong first: what ptcli's worker says, the end of the first traceback, or the first
+    line that looks like it.
 
     Of a chain of exceptions it is the last one, which is what the program that raised it had to say. What a launcher
     says of a child that died comes last, whatever its place.
@@ -45,9 +50,28 @@ def first_error(log: Path) -> str | None:
     raw = _read(log)
     raised = _raised([_PREFIX.sub("", line) for line in raw])
     plain = [_PREFIX.sub("", line).strip() for line in raw if _PLAIN.search(line)]
-    real = [line for line in (*raised, *plain) if not _WRAPPERS.search(line)]
+    own = [line for line in plain if line.startswith(_OWN)]
+    real = [line for line in (*own, *raised, *plain) if not _WRAPPERS.search(line)]
     found = next(iter((*real, *raised, *plain)), None)
-    return found and _shorten(_COMMAND.sub("its process ", found))
+    return found and _shorten(_COMMAND.sub("its process ", found).removeprefix(_OWN))
+
+
+def _without_launchers(lines: list[str]) -> list[str]:
+    """The lines without a launcher's own traceback about a child that has told why it ended; all when nothing else is
+    there."""
+    kept: list[str] = []
+    block: list[str] = []
+    for line in lines:
+        bare = _PREFIX.sub("", line)
+        if bare.startswith(_START):
+            kept, block = kept + block, [line]
+        elif block and _RAISED.match(bare):
+            kept, block = kept + ([] if _LAUNCHERS.search(bare) else [*block, line]), []
+        elif block:
+            block.append(line)
+        else:
+            kept.append(line)
+    return kept + block or lines
 
 
 def _raised(lines: list[str]) -> list[str]:

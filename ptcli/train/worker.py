@@ -135,9 +135,12 @@ def _read_recipe(path: Path) -> Recipe:
 
 
 def _report(error: Exception) -> None:
-    """The traceback, and as the log's last line what is wrong, in one line."""
-    traceback.print_exception(error)
-    message = str(error) if isinstance(error, PtcliError) else f"{type(error).__name__}: {error}"
+    """What is wrong, in one line; before it a traceback, unless ptcli itself found and names the mistake."""
+    if isinstance(error, PtcliError):
+        message = str(error)
+    else:
+        traceback.print_exception(error)
+        message = f"{type(error).__name__}: {error}"
     print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
 
 

@@ -117,6 +117,28 @@ def test_tail_leaves_out_what_dying_interpreters_say(tmp_path: Path) -> None:
     assert tail(log, 1) == ["(APIServer pid=12) ERROR 10-01 12:00:01 [async.py:7] " + LAST]
 
 
+OWN_WORDS = """\
+Generating: 0 examples Failed to load JSON with error <class 'ArrowInvalid'>
+error: data.train.0: cannot read rows.jsonl
+Traceback (most recent call last):
+  File "launch.py", line 999, in simple_launcher
+subprocess.CalledProcessError: Command '['python', '-m', 'worker']' returned non-zero exit status 1.
+"""
+
+
+def test_a_launchers_traceback_is_left_out_when_its_child_has_spoken(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text(OWN_WORDS)
+    assert tail(log)[1:] == ["error: data.train.0: cannot read rows.jsonl"]
+    assert first_error(log) == "data.train.0: cannot read rows.jsonl"
+
+
+def test_a_launchers_traceback_is_shown_when_it_is_all_there_is(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text(OWN_WORDS.partition("rows.jsonl\n")[2])
+    assert len(tail(log)) == 3
+
+
 def test_no_log_no_lines(tmp_path: Path) -> None:
     assert tail(tmp_path / "none") == []
     assert first_error(tmp_path / "none") is None
