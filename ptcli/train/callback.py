@@ -31,6 +31,11 @@ class ProgressCallback(TrainerCallback):
         if not control.should_log:  # else on_log follows at once, with the figures of this step
             self.heartbeat.tick(state.global_step)
 
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.heartbeat.tick(state.global_step)  # a long evaluation is progress too
+
     def on_log(
         self,
         args: TrainingArguments,

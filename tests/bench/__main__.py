@@ -1,6 +1,7 @@
 """`make bench`: what ptcli costs, as ratios against the plain tools, in interleaved rounds of one run.
 
-Prints the median of the paired ratios and the limit it must keep; exits 1 when one is broken.
+Prints the median of the paired ratios and the limit it must keep; exits 1 when one is broken. With words as arguments,
+only the comparisons that have one of them in their name; $BENCH_ROUNDS sets the rounds.
 """
 
 from __future__ import annotations
@@ -79,7 +80,10 @@ def comparisons() -> list[Comparison]:
 
 def main() -> int:
     broken = 0
+    wanted = sys.argv[1:]
     for comparison in comparisons():
+        if wanted and not any(word in comparison.name for word in wanted):
+            continue
         pairs = [(comparison.measure(comparison.ours), comparison.measure(comparison.theirs)) for _ in range(ROUNDS)]
         ours, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
         ratio = statistics.median(mine / other for mine, other in pairs)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -323,3 +324,20 @@ def test_a_folder_without_weights_is_told_from_one_with(tmp_path):
     assert not has_weights(tmp_path)
     (tmp_path / "model-00001-of-00002.safetensors").touch()
     assert has_weights(tmp_path)
+
+
+def test_a_long_evaluation_counts_as_progress(tmp_path):
+    from transformers import TrainerControl, TrainerState
+
+    from ptcli.train.callback import ProgressCallback
+    from ptcli.train.progress import SHORTEST_BEAT, Heartbeat, Metrics
+
+    callback = ProgressCallback(Heartbeat(tmp_path), Metrics(tmp_path))
+    state = TrainerState(global_step=7, max_steps=9)
+    callback.on_train_begin(None, state, TrainerControl())
+    before = read_heartbeat(tmp_path)
+    time.sleep(SHORTEST_BEAT)
+    callback.on_prediction_step(None, state, TrainerControl())
+    after = read_heartbeat(tmp_path)
+    assert after["time"] > before["time"]
+    assert (after["phase"], after["step"]) == ("training", 7)
