@@ -6,9 +6,8 @@ Read from `catalogue.json`, which `ptcli.recipe.generate_catalogue` writes; noth
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,11 +17,10 @@ from ptcli.errors import KeyPath, Problem
 from ptcli.methods import METHODS
 from ptcli.recipe import owned
 from ptcli.recipe.model import LaunchSpec, ModelSpec, RolloutsSpec
-from ptcli.recipe.suggest import nearest
+from ptcli.recipe.tree import dotted
+from ptcli.recipe.values import Schema, Unfit, bare_word, fit, listed, meant_word, shown, type_problem
 
 PATH = Path(__file__).with_name("catalogue.json")
-
-Schema = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -68,189 +66,6 @@ def peft_types() -> Mapping[str, str]:
 def accelerate_keys(section: str = "top") -> frozenset[str]:
     """Keys of an accelerate config file: "top", "deepspeed_config", "fsdp_config" or "parallelism_config"."""
     return frozenset(_catalogue()["accelerate"][section])
-
-
-# --- words -----------------------------------------------------------------------------------------------------------
-
-_WORDS = {
-    "boolean": "true or false", "integer": "a whole number", "number": "a number", "string": "text", "array": "a list",
-    "object": "a mapping", "null": "null",
-}  # fmt: skip
-
-
-def dotted(key: KeyPath) -> str:
-    """`("data", "train", 0)` as `data.train.0`."""
-    return ".".join(map(str, key))
-
-
-def _types(schema: Schema) -> list[str]:
-    types = schema.get("type", [])
-    return [types] if isinstance(types, str) else list(types)
-
-
-def _branches(schema: Schema) -> list[Schema]:
-    return list(schema.get("anyOf", [schema]))
-
-
-def _choices(schema: Schema) -> list[Any]:
-    return [choice for branch in _branches(schema) for choice in branch.get("enum", ())]
-
-
-def _listed(words: Iterable[str], link: str = "or") -> str:
-    *head, last = words
-    return f"{', '.join(head)} {link} {last}" if head else last
-
-
-def describe(schema: Schema) -> str:
-    """What a value must be, in plain words: "a number or null"."""
-    words: list[str] = []
-    for branch in _branches(schema):
-        if "enum" in branch:
-            words += [json.dumps(choice) for choice in branch["enum"]]
-        elif "pattern" in branch:
-            words.append(f"text like {branch['pattern']}")
-        else:
-            words += [_WORDS[name] + _items(name, branch) for name in _types(branch)]
-    return _listed(sorted(dict.fromkeys(words), key=lambda word: word == "null"))
-
-
-def _items(name: str, branch: Schema) -> str:
-    if name != "array" or not branch.get("items"):
-        return ""
-    items = branch["items"]
-    plural = {"string": "texts", "number": "numbers", "integer": "whole numbers"}.get(items.get("type", ""), "")
-    if "enum" in items:
-        plural = _listed(json.dumps(choice) for choice in items["enum"])
-    return f" of {plural}" if plural else ""
-
-
-def _bare(word: str) -> str:
-    return re.sub(r"[-_ .]", "", word).lower()
-
-
-_MEANT = {
-    "bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "adam": "adamw_torch", "adamw": "adamw_torch",
-    "adamw_hf": "adamw_torch", "8bit": "adamw_8bit", "never": "no", "epochs": "epoch", "step": "steps",
-}  # fmt: skip
-
-
-def _nearest(word: str, candidates: Iterable[str]) -> str:
-    """The candidate that was meant by `word`; "" when none is alike."""
-    bare = {_bare(candidate): candidate for candidate in candidates}
-    meant = _MEANT.get(word.lower(), "")
-    return meant if meant in bare.values() else bare.get(_bare(word)) or nearest(word, bare.values()) or ""
-
-
-# --- values ----------------------------------------------------------------------------------------------------------
-
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-_BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-_SECRET = "${oc.env:"
-
-
-class _Unfit(Exception):
-    """The value is not of the type."""
-
-
-def _is(name: str, value: Any) -> bool:
-    if isinstance(value, bool):
-        return name == "boolean"
-    kinds: dict[str, Any] = {"integer": int, "number": int | float, "string": str, "array": list, "object": Mapping}
-    return value is None if name == "null" else isinstance(value, kinds.get(name, ()))
-
-
-def _coerced(name: str, value: Any) -> Any:
-    """`value` read as the JSON type `name`: "1e-5" as a number, 8.0 as a whole number, "yes" as true."""
-    if isinstance(value, str) and name == "boolean" and value.lower() in _BOOLEANS:
-        return _BOOLEANS[value.lower()]
-    if name not in ("integer", "number") or isinstance(value, bool):
-        raise _Unfit
-    if isinstance(value, str) and len(value) < 100 and _NUMBER.fullmatch(value.strip()):
-        value = float(value) if re.search("[.eE]", value) else int(value)
-    if isinstance(value, int | float) and math.isfinite(value) and (name == "number" or value == int(value)):
-        return value if name == "number" else int(value)
-    raise _Unfit
-
-
-def _fit_type(name: str, schema: Schema, value: Any, *, exact: bool) -> Any:
-    if not _is(name, value):
-        if exact:
-            raise _Unfit
-        return _coerced(name, value)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise _Unfit
-    if name == "array":
-        return _fit_items(schema, value)
-    if name == "object" and isinstance(schema.get("additionalProperties"), Mapping):
-        return {key: fit(schema["additionalProperties"], item) for key, item in value.items()}
-    if name == "string" and not re.search(schema.get("pattern", ""), value):
-        raise _Unfit
-    return value
-
-
-def _fit_items(schema: Schema, value: list[Any]) -> list[Any]:
-    if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)):
-        raise _Unfit
-    return [fit(schema.get("items", {}), item) for item in value]
-
-
-def _fit_choice(choices: list[Any], value: Any, *, exact: bool) -> Any:
-    for choice in choices:
-        if choice == value and isinstance(choice, bool) == isinstance(value, bool):
-            return choice
-        if not exact and isinstance(choice, bool) and isinstance(value, str) and _BOOLEANS.get(value.lower()) is choice:
-            return choice
-        if not exact and isinstance(choice, int) and str(choice) == value:
-            return choice
-    raise _Unfit
-
-
-def fit(schema: Schema, value: Any) -> Any:
-    """`value` as the schema's type, as it is if it fits, else read generously. Raises `_Unfit` when it is neither."""
-    if not schema or (isinstance(value, str) and _SECRET in value):
-        return value
-    for exact in (True, False):
-        for branch in _branches(schema):
-            for name in ["enum"] if "enum" in branch else _types(branch):
-                try:
-                    if name == "enum":
-                        return _fit_choice(branch["enum"], value, exact=exact)
-                    return _fit_type(name, branch, value, exact=exact)
-                except _Unfit:
-                    continue
-    raise _Unfit
-
-
-def _shown(value: Any) -> str:
-    """A value as a person wrote it, cut to 60 characters; the text of a secret is never a value here."""
-    try:
-        text = json.dumps(value, default=str, ensure_ascii=False)
-    except (TypeError, ValueError):  # keys that JSON has no words for
-        text = str(value)
-    return text if len(text) <= 60 else text[:59] + "…"
-
-
-def _type_fix(schema: Schema, value: Any) -> str:
-    choices = [str(choice) for choice in _choices(schema) if isinstance(choice, str)]
-    if value is False:
-        for word in ("none", "no"):
-            if word in choices:
-                return f'write "{word}", with quotes'
-    if isinstance(value, str) and choices:
-        near = _nearest(value, choices)
-        return f"did you mean {json.dumps(near)}?" if near else ""
-    if isinstance(value, int | float) and "string" in _types(schema):
-        return f'write it with quotes: "{str(value).lower() if isinstance(value, bool) else value}"'
-    types = [name for branch in _branches(schema) for name in _types(branch)]
-    return f"write [{value}]" if "array" in types and isinstance(value, str | int | float) and value != "" else ""
-
-
-def _type_problem(key: KeyPath, schema: Schema, value: Any) -> Problem:
-    fix = _type_fix(schema, value)
-    wanted = describe(schema)
-    if len(_choices(schema)) > 12 and fix:
-        wanted = "one of its known values"
-    return Problem(f"`{dotted(key)}` must be {wanted}, not {_shown(value)}", fix, key)
 
 
 # --- keys ------------------------------------------------------------------------------------------------------------
@@ -346,7 +161,7 @@ def _gone_problem(class_name: str, key: KeyPath, method: str | None) -> Problem 
         return None
     place = "" if name not in owned.OWNED["training"] else owned.OWNED["training"][name].place
     section = f", which takes no `{place.partition('.')[0]}`" if place and not _takes(method, place) else ""
-    message = f"`{path}` belongs to {_listed(having, 'and')}, not to {method or 'this method'}{section}"
+    message = f"`{path}` belongs to {listed(having, 'and')}, not to {method or 'this method'}{section}"
     return Problem(message, "leave it out", key)
 
 
@@ -355,9 +170,9 @@ def _unknown_problem(class_name: str, key: KeyPath, method: str | None) -> Probl
     if gone:
         return gone
     name, path = str(key[-1]), dotted(key)
-    near = _nearest(name, [field for field in fields(class_name) if field not in owned.OWNED[_kind(class_name)]])
+    near = meant_word(name, [field for field in fields(class_name) if field not in owned.OWNED[_kind(class_name)]])
     place = _elsewhere(class_name, name, method)
-    if place and _bare(near) != _bare(name):
+    if place and bare_word(near) != bare_word(name):
         return _misplaced(key, place)
     where = "vllm serve" if class_name == "vllm:serve" else class_name.partition(":")[2]
     return Problem(
@@ -378,8 +193,8 @@ def _check_entry(class_name: str, key: KeyPath, value: Any, method: str | None) 
         return None, _unknown_problem(class_name, key, method)
     try:
         return fit(field.schema, value), None
-    except _Unfit:
-        return None, _type_problem(key, field.schema, value)
+    except Unfit:
+        return None, type_problem(key, field.schema, value)
 
 
 def check_section(
@@ -414,6 +229,6 @@ def _peft_class(class_name: str, kind: Any, key: KeyPath) -> tuple[str, dict[str
     found = peft_types().get(str(kind).lower())
     if found:
         return found, {"type": str(kind).lower()}, []
-    near = _nearest(str(kind), peft_types())
+    near = meant_word(str(kind), peft_types())
     fix = f"did you mean {near}?" if near else f"it is one of {', '.join(peft_types())}"
-    return "peft:?", {}, [Problem(f"`{dotted(key)}`: PEFT has no adapter called {_shown(kind)}", fix, key)]
+    return "peft:?", {}, [Problem(f"`{dotted(key)}`: PEFT has no adapter called {shown(kind)}", fix, key)]

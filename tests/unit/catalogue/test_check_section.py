@@ -11,7 +11,8 @@ import pytest
 from ptcli.errors import Problem
 from ptcli.methods import METHODS
 from ptcli.recipe import owned
-from ptcli.recipe.catalogue import check_section, fields, fit, owner_of, peft_types, versions
+from ptcli.recipe.catalogue import check_section, fields, owner_of, peft_types, versions
+from ptcli.recipe.values import fit
 
 SFT, GRPO = "trl:SFTConfig", "trl:GRPOConfig"
 
