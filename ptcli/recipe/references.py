@@ -8,26 +8,23 @@ from __future__ import annotations
 import ast
 import glob
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from ptcli.errors import KeyPath, Problem, RequestError
+from ptcli.errors import KeyPath, Problem
 from ptcli.recipe.code import USE, NotFound, find_module, find_object, has_module
 from ptcli.recipe.local_models import (
     POINTER,
     BadWeights,
     checkpoint_of,
     is_local,
-    linear_parameters,
-    module_shapes,
     read_header,
     read_json,
     read_model_config,
     resolve_model_path,
     weight_files,
 )
+from ptcli.recipe.lora_targets import check_targets
 from ptcli.recipe.model import CallbackSpec, DataEntry, ModelSpec, Recipe, RewardSpec
 from ptcli.recipe.suggest import nearest
 
@@ -47,7 +44,7 @@ def check_references(recipe: Recipe) -> list[Problem]:
         problems += _check_reward(reward, ("rewards", index, "use"))
     for index, callback in enumerate(recipe.callbacks):
         problems += _check_callback(callback, ("callbacks", index, "use"))
-    return problems + _check_targets(recipe)
+    return problems + check_targets(recipe)
 
 
 def _data_entries(recipe: Recipe) -> Iterator[tuple[KeyPath, DataEntry]]:
@@ -345,62 +342,3 @@ def _check_callback(callback: CallbackSpec, key: KeyPath) -> list[Problem]:
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Constant):
         return [Problem(f"{callback.use} is not a class", "name a subclass of transformers.TrainerCallback", key)]
     return []
-
-
-# --- LoRA targets ----------------------------------------------------------------------------------------------------
-
-
-def _check_targets(recipe: Recipe) -> list[Problem]:
-    """`peft.target_modules` against the module names in the model's safetensors headers, as PEFT matches them."""
-    targets = (recipe.peft or {}).get("target_modules")
-    if targets is None or targets == "all-linear":
-        return []
-    shapes = _local_modules(recipe.model.path)
-    if not shapes:
-        return []
-    if isinstance(targets, str):
-        return _check_pattern(targets, shapes, recipe)
-    key: KeyPath = ("peft", "target_modules")
-    return [p for index, target in enumerate(targets) for p in _check_target(str(target), shapes, (*key, index))]
-
-
-def _local_modules(path: str) -> Mapping[str, tuple[int, ...]]:
-    try:
-        folder = Path(resolve_model_path(path))
-    except RequestError:
-        return {}
-    return module_shapes(folder) if is_local(str(folder)) else {}
-
-
-def _last_names(shapes: Mapping[str, Any]) -> list[str]:
-    """Last parts of the names of the modules that an adapter can be put on."""
-    return sorted({name.rpartition(".")[2] for name in linear_parameters(shapes)})
-
-
-def _check_target(target: str, shapes: Mapping[str, tuple[int, ...]], key: KeyPath) -> list[Problem]:
-    matching = [name for name in shapes if name == target or name.endswith(f".{target}")]
-    if any(len(shapes[name]) >= 2 for name in matching):
-        return []
-    names = _last_names(shapes)
-    if matching:
-        return [Problem(f"`{target}` is not a linear layer", f"the model has {', '.join(names)}", key)]
-    near = nearest(target, names)
-    fix = f"did you mean `{near}`?" if near else f"the model has {', '.join(names)}"
-    return [Problem(f"no module of the model is called `{target}`", fix, key)]
-
-
-def _check_pattern(pattern: str, shapes: Mapping[str, tuple[int, ...]], recipe: Recipe) -> list[Problem]:
-    """PEFT takes a text as a regular expression of the whole module name, so that `q_proj` alone matches nothing."""
-    key: KeyPath = ("peft", "target_modules")
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        return [Problem(f"`{pattern}` is not a regular expression: {error}", "or write a list of names", key)]
-    config = read_model_config(recipe.model.path) or {}
-    # A model of text and images has other names in memory than in its files.
-    if any(map(expression.fullmatch, shapes)) or "vision_config" in config:
-        return []
-    if not _check_target(pattern, shapes, key):
-        return [Problem(f"`{pattern}` is a pattern, and matches no whole module name", f"write [{pattern}]", key)]
-    example = next(linear_parameters(shapes), "")
-    return [Problem(f"the pattern `{pattern}` matches no module of the model", f"names look like {example}", key)]
