@@ -118,13 +118,17 @@ def own_logprobs(model: Any, tokens: list[int]) -> list[float]:
 
 
 def largest_difference(server: Server, trainer: Any) -> float:
-    """Over some sums, right and wrong, in the chat template: largest |log p (server) - log p (trainer)| of a token."""
+    """Between a server and its trainer, as they are now."""
+    return largest_difference_of(server, trainer.model, trainer.processing_class)
+
+
+def largest_difference_of(server: Server, model: Any, tokenizer: Any) -> float:
+    """Over some sums, right and wrong, in the chat template: largest |log p (server) - log p (model)| of a token."""
     texts = [[{"role": "user", "content": f"{a}+{b}="}] for a, b in ((1, 2), (19, 19), (7, 0))]
-    tokenizer = trainer.processing_class
     differences = [0.0]
     for text in texts:
         tokens = tokenizer.apply_chat_template(text, add_generation_prompt=True, return_dict=True)["input_ids"]
         tokens = tokens + tokenizer("21")["input_ids"]
-        pairs = zip(served_logprobs(server, tokens), own_logprobs(trainer.model, tokens), strict=True)
+        pairs = zip(served_logprobs(server, tokens), own_logprobs(model, tokens), strict=True)
         differences += [abs(served - own) for served, own in pairs]
     return max(differences)

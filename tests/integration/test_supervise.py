@@ -16,6 +16,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ptcli.builtin import MODEL
+from ptcli.plan.model import Server
+from tests.rollouts_server import largest_difference_of
+
 
 @pytest.mark.timeout(600)
 def test_a_server_of_its_own(root: Path, tmp_path: Path, ptcli_process: Callable) -> None:
@@ -36,6 +40,7 @@ def test_a_server_of_its_own(root: Path, tmp_path: Path, ptcli_process: Callable
         assert json.loads(trained.out)["step"] == 3
         assert not (run / "logs" / "rollouts.log").exists()
         assert server.poll() is None
+        _assert_serves_what_was_trained(run)
         processes = server.children(recursive=True)
         assert len(processes) > 1
         server.send_signal(signal.SIGINT)
@@ -47,6 +52,20 @@ def test_a_server_of_its_own(root: Path, tmp_path: Path, ptcli_process: Callable
         if server.poll() is None:
             server.terminate()
             server.wait(30)
+
+
+def _assert_serves_what_was_trained(run: Path) -> None:
+    """After the last sync, log-probabilities of the server and of the saved model are the same; before training they
+    were not."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    server = Server(**json.loads((run / "plan.json").read_text())["server"])
+    tokenizer = AutoTokenizer.from_pretrained(run)
+    differences = [
+        largest_difference_of(server, AutoModelForCausalLM.from_pretrained(path, dtype="float32"), tokenizer)
+        for path in (run, MODEL)
+    ]
+    assert differences[0] < 1e-4 < differences[1], differences
 
 
 def _url(server: subprocess.Popen[bytes], stderr: Path) -> str:

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 240
@@ -95,7 +96,8 @@ class LiveRun:
         plan = json.loads((self.path / "plan.json").read_text())
         trainer = next(step for step in plan["steps"] if step["name"] == "trainer")["argv"]
         main_port = int(trainer[trainer.index("--main_process_port") + 1])
-        return [urlsplit(plan["server"]["url"]).port, main_port]
+        recipe = yaml.safe_load(plan["files"]["recipe.resolved.yaml"])
+        return [urlsplit(plan["server"]["url"]).port, main_port, recipe["rollouts"]["group_port"]]
 
 
 def is_alive(process: psutil.Process) -> bool:
