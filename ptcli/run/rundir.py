@@ -21,16 +21,22 @@ State = Literal["planned", "serving", "training", "finished", "failed", "stopped
 RUNNING: tuple[State, ...] = ("planned", "serving", "training")
 """States that a run leaves again."""
 
-_SIGNS = ("recipe.resolved.yaml", "status.json", "checkpoint-*", "*.safetensors")
+_SIGNS = (
+    "recipe.resolved.yaml", "status.json", "checkpoint-[0-9]*", "model.safetensors", "model-*.safetensors",
+    "adapter_model.safetensors",
+)  # fmt: skip
 """What tells that a run lives here."""
 _LEFT_BY_A_RUN = (
-    *_SIGNS, "plan.json", "launch.sh", "stack.json", "accelerate.yaml", "metrics.jsonl", "logs", "completions",
-    "*.safetensors.index.json", "config.json", "generation_config.json", "adapter_config.json", "training_args.bin",
-    "trainer_state.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "processor_config.json",
-    "preprocessor_config.json",
+    *_SIGNS, "plan.json", "launch.sh", "stack.json", "accelerate.yaml", "metrics.jsonl", "completions",
+    "logs/rollouts.log", "logs/trainer.log", "logs/heartbeat.json", "logs/heartbeat.json.part", "logs/stacks-*.txt",
+    "model.safetensors.index.json", "config.json", "generation_config.json", "adapter_config.json",
+    "training_args.bin", "trainer_state.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
+    "processor_config.json", "preprocessor_config.json",
 )  # fmt: skip
 """All that `--overwrite` removes. Other files stay: they are not ours."""
+_MODEL_CARD = "README.md"
+"""TRL writes one wherever it saves. Not removed, since people have files of that name, but not to be lost either."""
 _FRESH = ("logs/heartbeat.json",)
 """What even a resumed run starts without."""
 
@@ -80,14 +86,17 @@ class RunDirectory:
 
     def check(self, *, overwrite: bool = False, resume: bool = False, smoke: bool = False) -> None:
         """Raise RequestError when no run may start here. Writes nothing."""
-        self._check_place()
-        self._check_lock()
-        if resume or not self._holds_a_run():
+        try:
+            self._check_place()
+            self._check_lock()
+        except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+            raise self._unusable(error) from error
+        if resume or overwrite or (smoke and self._holds_a_smoke()):
             return
-        if overwrite or (smoke and self._holds_a_smoke()):
-            return self._check_safe_to_clear()
-        fix = "choose another output_dir, or throw that run away with --overwrite"
-        raise RequestError(Problem(f"{self.path} holds another run", fix, key=("output_dir",)))
+        if self._holds_a_run():
+            fix = "choose another output_dir, or throw that run away with --overwrite"
+            raise RequestError(Problem(f"{self.path} holds another run", fix, key=("output_dir",)))
+        self._check_strangers()
 
     def prepare(self, plan: Plan, *, overwrite: bool = False, resume: bool = False) -> RunDirectory:
         """Check, lock, and write all that a run has before it starts.
@@ -107,8 +116,7 @@ class RunDirectory:
             self._write_plan(plan)
         except OSError as error:
             self.close()
-            message = f"cannot write to {self.path}: {error.strerror}"
-            raise RequestError(Problem(message, "choose another output_dir", key=("output_dir",))) from error
+            raise self._unusable(error) from error
         except BaseException:
             self.close()
             raise
@@ -130,11 +138,19 @@ class RunDirectory:
     def write_status(
         self, state: State, *, cause: str | None = None, step: int = 0, exit_code: int | None = None
     ) -> Status:
-        """Replace `status.json`, secrets masked. A disk that refuses does not stop a run: it is tried, no more."""
+        """Replace `status.json`, secrets masked. A disk that refuses does not stop a run: it is tried, no more.
+
+        On a full disk the file is written where it lies: so small a text fits into the block that it has.
+        """
         updated = datetime.now(UTC).isoformat(timespec="seconds")
         status = Status(state, mask(cause) if cause else None, step, exit_code, updated)
-        with suppress(OSError):
-            self.write("status.json", json.dumps(status.as_dict(), indent=2, ensure_ascii=False) + "\n")
+        text = _json(status.as_dict())
+        try:
+            self.write(self.status_file.name, text)
+        except OSError:
+            with suppress(OSError), self.status_file.open("r+b") as file:
+                file.write(text.encode())
+                file.truncate()
         return status
 
     def write(self, name: str, text: str) -> None:
@@ -142,10 +158,15 @@ class RunDirectory:
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.part")
-        draft.write_text(mask(text), encoding="utf-8")
-        if path.suffix == ".sh":
-            draft.chmod(0o755)
-        os.replace(draft, path)
+        try:
+            draft.write_text(mask(text), encoding="utf-8")
+            if path.suffix == ".sh":
+                draft.chmod(0o755)
+            os.replace(draft, path)
+        except OSError:
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
+            raise
 
     def _write_plan(self, plan: Plan) -> None:
         from ptcli.plan.render import render_json
@@ -157,10 +178,25 @@ class RunDirectory:
         self.write("stack.json", _json(read_stack(plan)))
         self.write_status("planned")
 
+    def _unusable(self, error: Exception) -> RequestError:
+        reason = getattr(error, "strerror", None) or str(error)
+        culprit = getattr(error, "filename", None)
+        if culprit and Path(culprit).parent == self.path:
+            reason += f" ({Path(culprit).name})"
+        message = f"cannot write to {self.path}: {reason}"
+        return RequestError(Problem(message, "choose another output_dir", key=("output_dir",)))
+
     def _check_place(self) -> None:
         problem = None
+        # Not Path.home(), which raises where a user has no home.
+        if self.path.resolve() in (Path(self.path.anchor), Path(os.path.expanduser("~")).resolve()):
+            problem = f"{self.path} is no place for a run, which wants a folder of its own"
+        elif self.path.is_symlink() and not self.path.exists():
+            problem = f"{self.path} is a link to {os.readlink(self.path)}, which is not there"
         nearest = next(path for path in (self.path, *self.path.parents) if path.exists())
-        if not nearest.is_dir():
+        if problem:
+            pass
+        elif not nearest.is_dir():
             problem = f"{nearest} is a file, not a directory"
         elif not os.access(nearest, os.W_OK | os.X_OK):
             problem = f"{nearest} is not writable"
@@ -185,11 +221,14 @@ class RunDirectory:
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
 
-    def _check_safe_to_clear(self) -> None:
-        path = self.path.resolve()
-        if path in (Path(path.anchor), Path.home().resolve()):
-            message = f"{self.path} is not cleared: it is no place for a run"
-            raise RequestError(Problem(message, "choose another output_dir", key=("output_dir",)))
+    def _check_strangers(self) -> None:
+        """Raise RequestError for files that no run left here, and that this one would replace."""
+        found = sorted({str(path.relative_to(self.path)) for path in self._matching((*_LEFT_BY_A_RUN, _MODEL_CARD))})
+        if found:
+            named = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
+            message = f"{self.path} holds files that a run would replace ({named})"
+            fix = "choose another output_dir, or have them replaced with --overwrite"
+            raise RequestError(Problem(message, fix, key=("output_dir",)))
 
     def _holds_a_run(self) -> bool:
         return any(True for _ in self._matching(_SIGNS))
@@ -206,9 +245,7 @@ class RunDirectory:
 
     def _clear(self, patterns: tuple[str, ...]) -> None:
         for path in list(self._matching(patterns)):
-            if path == self.logs and not path.is_symlink():
-                self._clear(tuple(f"logs/{p.name}" for p in path.iterdir() if p != self._lock_file))
-            elif path.is_dir() and not path.is_symlink():
+            if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)

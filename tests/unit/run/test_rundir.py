@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -73,12 +74,45 @@ def test_overwrite_removes_what_a_run_left_and_nothing_else(plan: Plan, tmp_path
     assert (elsewhere / "precious").exists()
 
 
-def test_overwriting_a_home_is_refused(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overwrite_keeps_what_only_looks_like_a_run(plan: Plan) -> None:
+    strangers = ("logs/mine.log", "checkpoint-notes.txt", "backup.safetensors", "README.md")
+    for name in (*strangers, "status.json", "logs/stacks-trainer.txt"):
+        (plan.output_dir / name).parent.mkdir(parents=True, exist_ok=True)
+        (plan.output_dir / name).write_text("old")
+    RunDirectory(plan.output_dir).prepare(plan, overwrite=True).close()
+    left = snapshot(plan.output_dir)
+    assert [left[name] for name in strangers] == [b"old"] * len(strangers)
+    assert "logs/stacks-trainer.txt" not in left
+
+
+@pytest.mark.parametrize("name", ["config.json", "logs/trainer.log", "vocab.json", "completions/x", "README.md"])
+def test_files_of_others_are_neither_removed_nor_replaced_unasked(plan: Plan, name: str) -> None:
+    """`output_dir=.` in somebody's project: none of these files say that a run lives here."""
+    file = plan.output_dir / name
+    file.parent.mkdir(parents=True)
+    file.write_text("theirs")
+    before = snapshot(plan.output_dir)
+    with pytest.raises(RequestError, match=rf"would replace \({name.removesuffix('/x')}\); .*--overwrite"):
+        RunDirectory(plan.output_dir).prepare(plan)
+    assert snapshot(plan.output_dir) == before
+
+
+def test_a_folder_with_other_files_will_do(plan: Plan) -> None:
+    (plan.output_dir / "logs").mkdir(parents=True)
+    for name in ("notes.txt", "logs/mine.log"):
+        (plan.output_dir / name).write_text("theirs")
+    RunDirectory(plan.output_dir).prepare(plan).close()
+    left = snapshot(plan.output_dir)
+    assert left["notes.txt"] == left["logs/mine.log"] == b"theirs"
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_home_is_refused(plan: Plan, monkeypatch: pytest.MonkeyPatch, overwrite: bool) -> None:
     plan.output_dir.mkdir()
-    (plan.output_dir / "model.safetensors").write_text("x")
     monkeypatch.setenv("HOME", str(plan.output_dir))
-    with pytest.raises(RequestError, match="no place for a run"):
-        RunDirectory(plan.output_dir).prepare(plan, overwrite=True)
+    for place in (plan.output_dir, Path("/")):
+        with pytest.raises(RequestError, match="no place for a run"):
+            RunDirectory(place).check(overwrite=overwrite)
 
 
 def test_resume_keeps_all_but_the_heartbeat(plan: Plan) -> None:
@@ -128,6 +162,15 @@ def test_bad_places(plan: Plan, tmp_path: Path) -> None:
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(RequestError, match="is a file, not a directory"):
             RunDirectory(path).check()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    for path, message in {
+        tmp_path / "nowhere": "is a link to .*gone, which is not there",
+        tmp_path / "circle": "cannot write to .*circle",
+        tmp_path / ("x" * 300): "cannot write to .*too long",
+    }.items():
+        with pytest.raises(RequestError, match=message):
+            RunDirectory(path).check()
 
 
 def test_a_missing_program_is_noticed_before_anything_is_written(tmp_path: Path) -> None:
@@ -146,6 +189,22 @@ def test_a_torn_status_is_none(rundir: RunDirectory) -> None:
 def test_status_round_trip(rundir: RunDirectory) -> None:
     written = rundir.write_status("failed", cause="it broke", step=7, exit_code=1)
     assert rundir.status() == written == Status(**written.as_dict())
+
+
+def test_a_full_disk_does_not_keep_the_end_out_of_the_status(
+    rundir: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rundir.write_status("training", step=1)
+    write_text = Path.write_text
+
+    def refuse(path: Path, text: str, **options: str) -> int:
+        write_text(path, "", **options)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    written = rundir.write_status("failed", cause="No space left on device", step=2, exit_code=1)
+    assert rundir.status() == written
+    assert not list(rundir.path.rglob("*.part"))
 
 
 def test_no_secret_is_written(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
