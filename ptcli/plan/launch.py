@@ -16,8 +16,27 @@ from ptcli.rollouts.command import server_command, trainer_environment
 MASTER_ADDRESS = "${oc.env:MASTER_ADDR}"
 """Address of the first node of several: known only where it runs, so it stays a variable."""
 
+LAUNCHER_PREFIXES = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_", "TORCHELASTIC_")
+LAUNCHER_VARIABLES = frozenset(
+    {
+        "RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "WORLD_SIZE", "LOCAL_WORLD_SIZE",
+        "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "MASTER_PORT", "VLLM_API_KEY",
+    }
+)  # fmt: skip
+"""What a run must not inherit: how another launcher (torchrun, accelerate, a Kubernetes job) described its own
+processes, which ours would take for theirs, and a key that TRL's client cannot send. `launch.env` can set them."""
+
 RECIPE_FILE = "recipe.resolved.yaml"
 ACCELERATE_FILE = "accelerate.yaml"
+
+
+def inherited(environ: Mapping[str, str]) -> dict[str, str]:
+    """The caller's environment as far as a run inherits it."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if name not in LAUNCHER_VARIABLES and not name.startswith(LAUNCHER_PREFIXES)
+    }
 
 
 def main_address(nodes: int) -> str:

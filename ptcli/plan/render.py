@@ -8,7 +8,7 @@ from typing import Any
 
 from ptcli.methods import METHODS
 from ptcli.plan.model import Plan, Server, Step
-from ptcli.plan.script import shell_command
+from ptcli.plan.script import PASTED_END, clean_environment, pasted_server, shell_command
 
 
 def render_json(plan: Plan) -> dict[str, Any]:
@@ -27,12 +27,15 @@ def render_json(plan: Plan) -> dict[str, Any]:
 
 
 def render_text(plan: Plan) -> str:
-    """What will run, in a screenful, and then files and commands, ready to paste into a shell."""
+    """What will run, in a screenful, and then files and commands, ready to paste into bash, singly or as a whole."""
     blocks = ["\n".join(f"# {line}" for line in _summary(plan))]
     if plan.notes:
         blocks.append("\n".join(f"# note: {note}" for note in plan.notes))
     blocks.append(_files(plan))
-    blocks += [f"# {_title(step, plan)}\n{shell_command(step)}" for step in plan.steps]
+    blocks.append(f"# nothing of another launcher that may have started this shell\n{clean_environment()}")
+    blocks += [f"# {_title(step, plan)}\n{_command(step, plan)}" for step in plan.steps]
+    if _first(plan, "rollouts"):
+        blocks.append(f"# when the trainer has ended\n{PASTED_END}")
     return "\n\n".join(blocks) + "\n"
 
 
@@ -45,6 +48,12 @@ def _files(plan: Plan) -> str:
         if name.endswith(".yaml")
     ]
     return "\n\n".join([f"mkdir -p {folder}", *written])
+
+
+def _command(step: Step, plan: Plan) -> str:
+    if step.name == "rollouts" and plan.server:
+        return pasted_server(step, plan.server).rstrip()
+    return shell_command(step)
 
 
 def _summary(plan: Plan) -> list[str]:

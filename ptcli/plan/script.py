@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 
+from ptcli.plan.launch import LAUNCHER_PREFIXES, LAUNCHER_VARIABLES
 from ptcli.plan.model import Server, Step
 from ptcli.recipe.secrets import REFERENCE
 
@@ -14,10 +15,11 @@ _HEADER = """#!/usr/bin/env bash
 set -euo pipefail
 """
 
-_WAIT = """server=$!
-trap 'kill "$server" 2>/dev/null || true; wait "$server" 2>/dev/null || true' EXIT
-until {probe} 2>/dev/null; do
-  kill -0 "$server" || {{ echo 'the rollout server did not start' >&2; exit 1; }}
+_TRAP = """trap 'kill "$server" 2>/dev/null || true; wait "$server" 2>/dev/null || true' EXIT
+"""
+
+_WAIT = """until {probe} 2>/dev/null; do
+  kill -0 "$server" || {{ echo 'the rollout server did not start' >&2; {otherwise}; }}
   sleep 2
 done
 """
@@ -44,12 +46,27 @@ def shell_command(step: Step) -> str:
     return " \\\n  ".join(words)
 
 
+def clean_environment() -> str:
+    """The line that forgets what another launcher left in the environment, as `inherited` does. Bash."""
+    names = [*sorted(LAUNCHER_VARIABLES), *(f"${{!{prefix}@}}" for prefix in LAUNCHER_PREFIXES)]
+    return f"unset {' '.join(names)}"
+
+
+def pasted_server(step: Step, server: Server) -> str:
+    """The server in the background of an interactive shell, and a wait until the trainer can be started."""
+    return f"{_background(step)}{_wait(server, otherwise='break')}"
+
+
+PASTED_END = 'kill "$server"; wait "$server"'
+"""What ends the server of `pasted_server`."""
+
+
 def launch_script(steps: Iterable[Step], server: Server | None) -> str:
     """The whole run as a script: server, wait until it is healthy, trainer, server down again."""
     steps = tuple(steps)
     rollouts = [step for step in steps if step.name == "rollouts"]
     trainers = [step for step in steps if step.name == "trainer"]
-    text = _HEADER
+    text = f"{_HEADER}{clean_environment()}\n"
     if rollouts and not trainers:
         return f"{text}\nexec {shell_command(rollouts[0])}\n"
     if rollouts and server is not None:
@@ -69,8 +86,16 @@ def _lines(argv: tuple[str, ...]) -> list[str]:
 
 
 def _start(step: Step, server: Server) -> str:
+    return f"{_background(step)}{_TRAP}{_wait(server, otherwise='exit 1')}"
+
+
+def _background(step: Step) -> str:
+    return f"{shell_command(step)} &\nserver=$!\n"
+
+
+def _wait(server: Server, *, otherwise: str) -> str:
     probe = f"python -c {shlex.quote(_PROBE)} {shlex.quote(server.url + '/health')}"
-    return f"{shell_command(step)} &\n{_WAIT.format(probe=probe)}"
+    return _WAIT.format(probe=probe, otherwise=otherwise)
 
 
 def _on_first_node(text: str, nodes: int) -> str:

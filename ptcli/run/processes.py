@@ -277,6 +277,7 @@ def adopt_orphans() -> Iterator[None]:
 
 def step_environment(step: Step, run_id: str) -> dict[str, str]:
     """The whole environment of a step, secrets revealed. Never to be written anywhere."""
+    from ptcli.plan.launch import inherited
     from ptcli.recipe.secrets import reveal
 
     tools = str(Path(sys.executable).parent)
@@ -287,7 +288,7 @@ def step_environment(step: Step, run_id: str) -> dict[str, str]:
         # setproctitle, which vLLM uses, would otherwise overwrite what /proc shows of the environment: the mark.
         "SPT_NOENV": "1",
     }
-    return {**os.environ, **ours, **reveal(dict(step.env)), MARK: run_id}
+    return {**inherited(os.environ), **ours, **reveal(dict(step.env)), MARK: run_id}
 
 
 def find_program(name: str) -> str:

@@ -12,6 +12,7 @@ import yaml
 
 from ptcli.methods import METHODS
 from ptcli.plan.build import Planned, build_plan
+from ptcli.plan.launch import inherited
 from ptcli.plan.machine import assume_machine
 from ptcli.plan.model import Machine, Plan, Step
 from ptcli.plan.render import render_json, render_text
@@ -405,7 +406,7 @@ def test_pasted_commands_are_the_planned_ones(plan_of: Plans) -> None:
     plan = good(plan_of("grpo", rollouts={"gpus": 1, "engine": {"chat_template": "it's {a} $b"}}))
     for each in plan.steps:
         block = next(part for part in render_text(plan).split("\n\n") if part.startswith(f"# {each.name}"))
-        words = shlex.split(block.replace("\\\n", ""), comments=True)
+        words = shlex.split(block.replace("\\\n", "").partition(" &\n")[0], comments=True)
         assert tuple(words[-len(each.argv) :]) == each.argv
         assert dict(word.split("=", 1) for word in words[1 : -len(each.argv)]) == dict(each.env)
 
@@ -417,14 +418,19 @@ def test_the_launch_script_is_bash(plan_of: Plans, nodes: int) -> None:
     subprocess.run(["bash", "-n"], input=plan.files["launch.sh"], text=True, check=True)
 
 
-def test_the_launch_script_waits_trains_and_stops_the_server(plan_of: Plans, tmp_path: Path) -> None:
-    """With stand-ins for vllm, accelerate and python: order, environment, and no server left."""
+STRANGE = {"WORLD_SIZE": "4", "RANK": "3", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize("pasted", [False, True])
+def test_the_whole_run_by_hand(plan_of: Plans, tmp_path: Path, pasted: bool) -> None:
+    """launch.sh, and the dry run pasted as a whole, with stand-ins for vllm, accelerate and python: order,
+    environment, nothing of another launcher, and no server left."""
     plan = good(plan_of("grpo", rollouts={"gpus": 1}, launch={"gpus": 1}))
     log = tmp_path / "log"
     stand_ins = {
         "vllm": f'echo "server $CUDA_VISIBLE_DEVICES" >> {log}; trap "echo stopped >> {log}; exit" TERM\n'
         "while :; do sleep 0.1; done",
-        "accelerate": f'echo "trainer $CUDA_VISIBLE_DEVICES" >> {log}',
+        "accelerate": f'echo "trainer $CUDA_VISIBLE_DEVICES ${{WORLD_SIZE-}}${{RANK-}}$ACCELERATE_USE_FSDP" >> {log}',
         "python": f"test -e {log}",
     }
     for name, text in stand_ins.items():
@@ -432,11 +438,26 @@ def test_the_launch_script_waits_trains_and_stops_the_server(plan_of: Plans, tmp
         program.parent.mkdir(exist_ok=True)
         program.write_text(f"#!/bin/bash\n{text}\n", encoding="utf-8")
         program.chmod(0o755)
-    script = tmp_path / "launch.sh"
-    script.write_text(plan.files["launch.sh"], encoding="utf-8")
-    env = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}
-    subprocess.run(["bash", str(script)], env=env, check=True, timeout=30)
-    assert log.read_text().split("\n") == ["server 0", "trainer 1", "stopped", ""]
+    script = tmp_path / "script"
+    script.write_text(render_text(plan) if pasted else plan.files["launch.sh"], encoding="utf-8")
+    env = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", **STRANGE}
+    finished = subprocess.run(["bash", str(script)], env=env, timeout=30)
+    assert finished.returncode == 0
+    assert log.read_text().split("\n") == ["server 0", "trainer 1 ", "stopped", ""]
+
+
+def test_what_another_launcher_left_is_not_inherited() -> None:
+    assert inherited({**STRANGE, "HOME": "/root", "HF_TOKEN": "x"}) == {"HOME": "/root", "HF_TOKEN": "x"}
+
+
+def test_a_share_of_few_rows_that_holds_out_none_is_said_before_the_start(plan_of: Plans, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a"}\n' * 3, encoding="utf-8")
+    data = {"train": [{"path": str(rows)}], "eval": 0.05}
+    (problem,) = plan_of("sft", data=data).problems
+    assert problem.key == ("data", "eval")
+    assert "0.05 of 3 rows is 0" in str(problem)
+    assert good(plan_of("sft", data=data | {"eval": 0.4}))
 
 
 def test_json_has_the_contracts_shape(plan_of: Plans) -> None:
