@@ -131,6 +131,7 @@ def conflicts(strategy: Strategy, recipe: Recipe, processes: int, device: str) -
         *_deepspeed_conflicts(strategy, recipe),
         *_fsdp_conflicts(strategy, recipe),
         *_parallelism_conflicts(strategy, recipe, processes),
+        *_best_model_conflicts(strategy, recipe),
     ]
     return problems + mixed_precision(strategy, recipe)[1]
 
@@ -286,6 +287,15 @@ def _fsdp_conflicts(strategy: Strategy, recipe: Recipe) -> list[Problem]:
         message = f"training.save_only_model does not work with {strategy.name}'s SHARDED_STATE_DICT"
         problems.append(Problem(message, "use FULL_STATE_DICT", ("training", "save_only_model")))
     return problems
+
+
+def _best_model_conflicts(strategy: Strategy, recipe: Recipe) -> list[Problem]:
+    if strategy.kind not in ("FSDP", "DEEPSPEED") or not argument(recipe, "save_only_model", False):
+        return []
+    if not argument(recipe, "load_best_model_at_end", False):
+        return []
+    message = f"training.save_only_model and load_best_model_at_end do not work together with {strategy.name}"
+    return [Problem(message, "leave one of them out", ("training", "save_only_model"))]
 
 
 def _parallelism_conflicts(strategy: Strategy, recipe: Recipe, processes: int) -> list[Problem]:

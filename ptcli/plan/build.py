@@ -15,7 +15,7 @@ from ptcli.plan.layout import Layout, decide_device, decide_layout, uses_server
 from ptcli.plan.memory import memory_facts
 from ptcli.plan.model import Machine, Plan, Server, Step
 from ptcli.plan.resolve import resolve_recipe, with_defaults
-from ptcli.plan.rows import count_rows
+from ptcli.plan.rows import count_rows, given_rows
 from ptcli.plan.script import launch_script
 from ptcli.plan.server import Ports, decide_ports, decide_server, exposure, mode_problems, model_limit
 from ptcli.recipe.loading import dump_recipe
@@ -84,6 +84,10 @@ def _trainer_problems(recipe: Recipe, layout: Layout) -> list[Problem]:
 
 
 def _evaluation_problems(recipe: Recipe) -> list[Problem]:
+    share, rows = recipe.data.eval, given_rows(recipe)
+    if isinstance(share, float) and rows and not 0 < round(rows * share) < rows:
+        message = f"data.eval: {share:g} of {rows} rows is {round(rows * share)}; both parts need at least one row"
+        return [Problem(message, "add rows, or hold out another share", ("data", "eval"))]
     if recipe.data.eval is not None or argument(recipe, "eval_strategy", "no") in ("no", False):
         return []
     message = "training.eval_strategy asks for evaluation, and the recipe has no data.eval"

@@ -13,12 +13,18 @@ _MOST_BYTES = 64 * 2**20
 
 def count_rows(recipe: Recipe) -> int | None:
     """At most so many training rows; None when that would need a download or a long read."""
+    given = given_rows(recipe)
+    held_out = recipe.data.eval if isinstance(recipe.data.eval, float) else 0.0
+    return None if given is None else given - round(given * held_out)
+
+
+def given_rows(recipe: Recipe) -> int | None:
+    """The same before a share of them is held out for evaluation."""
     counts = [_entry_rows(entry) for entry in recipe.data.train]
     known = [count for count in counts if count is not None]
     if len(known) < len(counts):
         return None
-    held_out = recipe.data.eval if isinstance(recipe.data.eval, float) else 0.0
-    return sum(known) - int(sum(known) * held_out)
+    return sum(known)
 
 
 def _entry_rows(entry: DataEntry) -> int | None:

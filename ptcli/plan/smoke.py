@@ -90,24 +90,29 @@ def _tiny_tokens() -> frozenset[str]:
 
 
 def _data(recipe: Recipe) -> DataSpec:
-    shipped = METHODS[recipe.method].smoke_data
-    train = [_entry(entry, shipped, _TRAIN_ROWS) for entry in recipe.data.train]
+    stand_in = _stand_in(recipe)
+    train = [_entry(entry, stand_in, _TRAIN_ROWS) for entry in recipe.data.train]
     held_out: Any = recipe.data.eval
     if isinstance(held_out, float):
         rows = sum(entry.take or 0 for entry in train)
         held_out = held_out if held_out * rows >= 1 else _EVAL_ROWS / rows
     elif isinstance(held_out, Mapping):
-        held_out = {name: [_entry(entry, shipped, _EVAL_ROWS) for entry in part] for name, part in held_out.items()}
+        held_out = {name: [_entry(entry, stand_in, _EVAL_ROWS) for entry in part] for name, part in held_out.items()}
     elif held_out is not None:
-        held_out = [_entry(entry, shipped, _EVAL_ROWS) for entry in held_out]
+        held_out = [_entry(entry, stand_in, _EVAL_ROWS) for entry in held_out]
     return change(recipe.data, train=train, eval=held_out)
 
 
-def _entry(entry: DataEntry, shipped: str, rows: int) -> DataEntry:
-    take = min(entry.take or rows, rows)
-    if _is_hub(entry.path):
-        return DataEntry(path=shipped, take=take)
-    return change(entry, take=take, shuffle=False)
+def _stand_in(recipe: Recipe) -> DataEntry:
+    """What takes the place of hub data: shipped rows, or, where the recipe also trains on rows of its own, those. All
+    rows of a run must have the same columns, and in the shipped ones they would be others."""
+    own = (entry for entry in recipe.data.train if not _is_hub(entry.path) and not entry.path.startswith(PREFIX))
+    return next(own, DataEntry(path=METHODS[recipe.method].smoke_data))
+
+
+def _entry(entry: DataEntry, stand_in: DataEntry, rows: int) -> DataEntry:
+    kept = stand_in if _is_hub(entry.path) else entry
+    return change(kept, take=min(entry.take or rows, rows), shuffle=False)
 
 
 def _reward(reward: RewardSpec) -> RewardSpec:

@@ -237,6 +237,12 @@ FSDP2 = {"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 2}}
             "FULL_STATE_DICT",
         ),
         (
+            {"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": 3}},
+            {"save_only_model": True, "load_best_model_at_end": True},
+            "save_only_model",
+            "load_best_model_at_end",
+        ),
+        (
             FSDP2 | {"parallelism_config": {"parallelism_config_dp_shard_size": 8}},
             {},
             "accelerate",

@@ -50,6 +50,17 @@ def test_a_smoke_run_does_not_use_gpus_that_are_there(recipe_of: Recipes) -> Non
     assert {step.env["CUDA_VISIBLE_DEVICES"] for step in plan.steps} == {""}
 
 
+def test_hub_rows_among_rows_of_ones_own_become_those(recipe_of: Recipes, tmp_path: Path) -> None:
+    """The shipped rows have other columns, and a data set has one set of columns."""
+    own = {"path": str(tmp_path / "rows.jsonl"), "rename": {"a": "messages"}}
+    hub = {"path": "org/data", "split": "test", "rename": {"b": "messages"}}
+    small, notes = shrink(recipe_of("sft", data={"train": [hub, own], "eval": {"hub": [hub]}}))
+    assert [(entry.path, entry.rename) for entry in small.data.train] == [(own["path"], own["rename"])] * 2
+    assert isinstance(small.data.eval, dict)
+    assert small.data.eval["hub"][0].path == own["path"]
+    assert f"data.train.0.path: org/data -> {own['path']}" in notes
+
+
 def test_what_exists_here_stays(recipe_of: Recipes, tmp_path: Path) -> None:
     model = {"path": str(tmp_path), "eos_token": "<end>", "quantization": {"load_in_4bit": True}}
     data = {"train": [{"path": str(tmp_path / "rows.jsonl"), "rename": {"a": "b"}, "take": 10}]}
