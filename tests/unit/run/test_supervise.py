@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
@@ -26,6 +27,7 @@ from ptcli.run.supervise import serve, supervise
 
 from .conftest import BEAT, is_gone, make_plan, make_step, python, read_pid, wait_for
 
+LAB = "UNIT_TEST_FOLDER"
 FAKE_SERVER = Path(__file__).parent / "fake_server.py"
 TRAINS = BEAT + "for step in range(1, 4): beat(step, total=3); time.sleep(0.1)\nbeat(3, 'finished', 3)\n"
 GOES_ON = BEAT + "for step in range(1, 3000): beat(step); time.sleep(0.1)\n"
@@ -57,8 +59,18 @@ class Lab:
     def run(self, plan: Plan) -> Status:
         status = supervise(plan, self.rundir, view=Lines(self.output))
         assert self.rundir.status() == status
-        assert marked() == []
+        assert self.left() == []
         return status
+
+    def left(self) -> list[int]:
+        """Processes of the run that are still there. Told by this folder: the same test may run beside us."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                environment = process.environ()
+                if MARK in environment and environment.get(LAB) == str(self.folder):
+                    found.append(process.pid)
+        return found
 
     def child(self) -> int:
         return read_pid(self.folder / "child")
@@ -75,20 +87,9 @@ class Lab:
         return next(p.pid for p in psutil.Process().children(recursive=True) if word in " ".join(p.cmdline()))
 
 
-def marked() -> list[int]:
-    """Processes that carry the mark of any run that this test started."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if MARK in process.environ() and str(os.environ["PYTEST_CURRENT_TEST"]) in process.environ().values():
-                found.append(process.pid)
-        except psutil.Error:
-            continue
-    return found
-
-
 @pytest.fixture
-def lab(rundir: RunDirectory, tmp_path: Path) -> Lab:
+def lab(rundir: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    monkeypatch.setenv(LAB, str(tmp_path))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return Lab(rundir, tmp_path, free.getsockname()[1])
@@ -124,6 +125,13 @@ def test_no_step_is_a_failure(lab: Lab) -> None:
     status = lab.run(lab.plan(BEAT + "beat(0, 'finished')", server=False))
     assert (status.state, status.exit_code) == ("failed", 1)
     assert "without having trained a single step" in (status.cause or "")
+
+
+def test_an_early_end_is_a_failure_whatever_its_exit_code(lab: Lab) -> None:
+    """As of a reward that calls `os._exit(0)`."""
+    status = lab.run(lab.plan(BEAT + "beat(2)", server=False))
+    assert (status.state, status.exit_code, status.step) == ("failed", 1, 2)
+    assert "ended at step 2, before it was done" in (status.cause or "")
 
 
 def test_trainer_that_raises(lab: Lab) -> None:
