@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Callable
@@ -40,10 +41,32 @@ def test_make_target(line: str) -> None:
 
 @pytest.mark.parametrize("text", _blocks("yaml"))
 def test_recipe(text: str, tmp_path: Path, ptcli: Callable) -> None:
+    (rows,), (reward,) = _blocks("json"), _blocks("python")
+    (tmp_path / "my.jsonl").write_text(rows * 100)
+    (tmp_path / "my_rewards.py").write_text(reward)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(text)
     result = ptcli("train", recipe, "--dry-run", "--assume-gpus", "8x80GiB")
     assert result.code == 0, result.err
+
+
+def test_reward() -> None:
+    """It runs on the row that stands above it."""
+    row = json.loads(_blocks("json")[0])
+    names: dict[str, Callable] = {}
+    exec(_blocks("python")[0], names)
+    completions = [[{"role": "assistant", "content": text}] for text in ("It is 7.", "It is 8.")]
+    rewards = names["contains_answer"](completions, [row["answer"]] * 2, points=2.0, prompts=[row["prompt"]] * 2)
+    assert rewards == [2.0, 0.0]
+
+
+def test_error_message(tmp_path: Path, ptcli: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    (said,) = re.findall(r"^error: .*$", README, re.MULTILINE)
+    broken = tmp_path / "recipes/grpo.yaml"
+    broken.parent.mkdir()
+    broken.write_text((ROOT / "recipes/grpo.yaml").read_text().replace("learning_rate:", "learning_rat:"))
+    monkeypatch.chdir(tmp_path)
+    assert said in ptcli("train", "recipes/grpo.yaml", "--dry-run", "--assume-gpus", "8").err.splitlines()
 
 
 def test_every_command_is_mentioned(ptcli: Callable) -> None:
