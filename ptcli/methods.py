@@ -77,6 +77,8 @@ class Method:
     """Sections that it may have besides."""
     backends: tuple[Backend, ...] = ()
     """Where completions can come from; empty when the method is not online or always generates by itself."""
+    reward_arguments: tuple[str, ...] = ()
+    """What the trainer passes to every reward function by keyword, besides the columns of the data."""
     head: Head = "causal_lm"
     arguments: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Trainer argument -> recipe section, where the two have different names."""
@@ -89,6 +91,8 @@ class Method:
 
 _D = DatasetType
 _ROLLOUTS: tuple[Backend, ...] = ("vllm", "transformers")
+_REWARDED = ("prompts", "completions", "completion_ids", "trainer_state")
+_LOGGED = (*_REWARDED, "log_extra", "log_metric")
 
 _ROWS = (
     Method(
@@ -118,17 +122,18 @@ _ROWS = (
     Method(
         "grpo", "group relative policy optimisation", "trl:GRPOTrainer", "trl:GRPOConfig",
         (_D.PROMPT_ONLY,), "builtin:arithmetic", online=True, batching=Batching.GENERATION,
-        needs=("rewards",), backends=_ROLLOUTS,
+        needs=("rewards",), backends=_ROLLOUTS, reward_arguments=_LOGGED,
     ),
     Method(
         "rloo", "REINFORCE leave-one-out", "trl:RLOOTrainer", "trl:RLOOConfig",
         (_D.PROMPT_ONLY,), "builtin:arithmetic", online=True, batching=Batching.GENERATION,
-        needs=("rewards",), backends=_ROLLOUTS,
+        needs=("rewards",), backends=_ROLLOUTS, reward_arguments=_LOGGED,
     ),
     Method(
         "online_dpo", "online DPO", "trl.experimental.online_dpo:OnlineDPOTrainer",
         "trl.experimental.online_dpo:OnlineDPOConfig", (_D.PROMPT_ONLY,), "builtin:arithmetic", online=True,
         batching=Batching.PAIRS, needs=("rewards",), takes=("ref_model",), backends=_ROLLOUTS,
+        reward_arguments=_REWARDED,
     ),
     Method(
         "xpo", "exploratory preference optimisation", "trl.experimental.xpo:XPOTrainer",
@@ -164,6 +169,7 @@ _ROWS = (
         "minillm", "reverse-KL distillation", "trl.experimental.minillm:MiniLLMTrainer",
         "trl.experimental.minillm:MiniLLMConfig", (_D.PROMPT_ONLY,), "builtin:arithmetic", online=True,
         batching=Batching.GENERATION, smallest_group=1, needs=("teacher",), takes=("rewards",), backends=_ROLLOUTS,
+        reward_arguments=_LOGGED,
         arguments=MappingProxyType({"teacher_model": "teacher"}),
     ),
     Method(

@@ -8,10 +8,12 @@ from __future__ import annotations
 import ast
 import glob
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ptcli.errors import KeyPath, Problem
+from ptcli.methods import METHODS
 from ptcli.recipe.code import USE, NotFound, find_module, find_object, has_module
 from ptcli.recipe.local_models import (
     POINTER,
@@ -40,8 +42,9 @@ def check_references(recipe: Recipe) -> list[Problem]:
             problems += _check_model(spec, (name,))
     for key, entry in _data_entries(recipe):
         problems += _check_data(entry, (*key, "path"))
+    passed = METHODS[recipe.method].reward_arguments
     for index, reward in enumerate(recipe.rewards):
-        problems += _check_reward(reward, ("rewards", index, "use"))
+        problems += _check_reward(reward, ("rewards", index, "use"), passed)
     for index, callback in enumerate(recipe.callbacks):
         problems += _check_callback(callback, ("callbacks", index, "use"))
     return problems + check_targets(recipe)
@@ -286,11 +289,9 @@ def _check_split(entry: DataEntry, key: KeyPath) -> list[Problem]:
 
 # --- code ------------------------------------------------------------------------------------------------------------
 
-_PASSED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
-"""What TRL's trainers pass to a reward function by keyword, besides the columns of the data."""
 
-
-def _check_reward(reward: RewardSpec, key: KeyPath) -> list[Problem]:
+def _check_reward(reward: RewardSpec, key: KeyPath, passed: Sequence[str]) -> list[Problem]:
+    """Problems of one reward, whose function gets the arguments `passed` from the trainer."""
     if reward.use.startswith("builtin:") or ":" not in reward.use:
         return _check_reward_model(reward.use, key)
     try:
@@ -301,7 +302,7 @@ def _check_reward(reward: RewardSpec, key: KeyPath) -> list[Problem]:
         what = "a class" if isinstance(node, ast.ClassDef) else "a constant"
         return [Problem(f"{reward.use} is {what}, not a function", "", key)]
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.decorator_list:
-        return _check_signature(node, reward, key)
+        return _check_signature(node, reward, key, passed)
     return []
 
 
@@ -310,10 +311,23 @@ def _check_reward_model(use: str, key: KeyPath) -> list[Problem]:
     module, dot, name = use.rpartition(".")
     if dot and "/" not in use and use.isascii() and has_module(use.split(".")[0]):
         return [Problem(f"{use} is neither a function nor a model", f"write `{module}:{name}`", key)]
+    if use in _shipped_rewards():
+        return [Problem(f"{use} is a function of TRL, not a model", f"write `trl.rewards:{use}`", key)]
     return _check_model_path(use, key, tokenizer=True)
 
 
-def _check_signature(node: ast.FunctionDef | ast.AsyncFunctionDef, reward: RewardSpec, key: KeyPath) -> list[Problem]:
+def _shipped_rewards() -> list[str]:
+    """Names of the reward functions that TRL ships, which its own scripts take without a module."""
+    try:
+        source = find_module("trl.rewards")
+    except NotFound:
+        return []
+    return re.findall(r"\b(?:get_)?\w+_(?:reward|punishment)\b", source.read_text(encoding="utf-8")) if source else []
+
+
+def _check_signature(
+    node: ast.FunctionDef | ast.AsyncFunctionDef, reward: RewardSpec, key: KeyPath, passed: Sequence[str]
+) -> list[Problem]:
     """TRL calls a reward with keywords only; what the function cannot take ends the run at its first step."""
     arguments = node.args
     if arguments.posonlyargs:
@@ -325,7 +339,7 @@ def _check_signature(node: ast.FunctionDef | ast.AsyncFunctionDef, reward: Rewar
     unknown = [name for name in reward.args if name not in taken]
     if unknown:
         return [Problem(f"{reward.use} takes no argument `{unknown[0]}`", "", (*key[:-1], "args", unknown[0]))]
-    missing = [name for name in _PASSED if name not in taken]
+    missing = [name for name in passed if name not in taken]
     if not missing:
         return []
     message = f"{reward.use} does not take `{missing[0]}`, which TRL passes to every reward function"

@@ -314,6 +314,7 @@ async def slow(prompts, completions, **kwargs): ...
 def narrow(prompts, completions): ...
 def wide(prompts, completions, completion_ids, trainer_state=None, log_extra=None, *, log_metric=None): ...
 def positional(completions, /, **kwargs): ...
+def unlogged(prompts, completions, completion_ids, trainer_state, answer=None): ...
 def no_target(prompts, completions, completion_ids, trainer_state, log_extra, log_metric): ...
 @decorated
 def wrapped(completions): ...
@@ -337,6 +338,17 @@ def rewards(tmp_path: Path) -> Path:
 
 def reward(use: object, **rest: Any) -> dict[str, Any]:
     return {"rewards": [{"use": str(use), **rest}]}
+
+
+@pytest.mark.parametrize("method", ["grpo", "rloo", "minillm"])
+def test_function_that_takes_all_that_is_passed_by_one_trainer_and_not_by_another(rewards: Path, method: str) -> None:
+    none(method="online_dpo", **reward(f"{rewards}:unlogged"))
+    assert "does not take `log_extra`" in only(method=method, **reward(f"{rewards}:unlogged")).message
+
+
+def test_reward_of_trl_without_its_module() -> None:
+    assert only(**reward("accuracy_reward")).fix == "write `trl.rewards:accuracy_reward`"
+    none(**reward("gpt2"))
 
 
 @pytest.mark.parametrize("name", ["good", "slow", "wide", "wrapped", "built", "conditional", "fallback"])
