@@ -6,6 +6,7 @@ Read from `catalogue.json`, which `ptcli.recipe.generate_catalogue` writes; noth
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -146,6 +147,24 @@ def _elsewhere(class_name: str, name: str, method: str | None) -> str:
     return ""
 
 
+def home_of(name: str, method: str | None) -> str:
+    """The recipe key for what a library, or a flat config of another program, calls `name`; empty when none does."""
+    configs = [METHODS[method].config] if method else [row.config for row in METHODS.values()]
+    sections = dict.fromkeys(configs, "training.")
+    sections |= {"peft:LoraConfig": "peft.", "transformers:BitsAndBytesConfig": "model.quantization."}
+    sections |= {"vllm:serve": "rollouts.engine."} if _takes(method, "rollouts") else {}
+    homes = (_home_in(class_name, prefix, name, method) for class_name, prefix in sections.items())
+    return next(filter(None, homes), "")
+
+
+def _home_in(class_name: str, prefix: str, name: str, method: str | None) -> str:
+    owner = owner_of(class_name, name, method)
+    if owner and owner.place and not owner.place.startswith("--"):
+        return owner.place
+    field = name if name in fields(class_name) and not owner else _successor(class_name, name)
+    return prefix + field if field else ""
+
+
 def _gone_problem(class_name: str, key: KeyPath, method: str | None) -> Problem | None:
     """The problem for a key that was renamed or removed, or that is another method's."""
     name, path = str(key[-1]), dotted(key)
@@ -165,6 +184,13 @@ def _gone_problem(class_name: str, key: KeyPath, method: str | None) -> Problem 
     return Problem(message, "leave it out", key)
 
 
+def _near_owned(class_name: str, name: str, method: str | None) -> str:
+    """The place of the nearest of the library's keys that other sections own; empty when there is none."""
+    owners = {each: owner.place for each, owner in owned.OWNED[_kind(class_name)].items() if not owner.reason}
+    near = meant_word(name, [each for each, place in owners.items() if _takes(method, place)])
+    return owners.get(near, "")
+
+
 def _unknown_problem(class_name: str, key: KeyPath, method: str | None) -> Problem:
     gone = _gone_problem(class_name, key, method)
     if gone:
@@ -174,13 +200,20 @@ def _unknown_problem(class_name: str, key: KeyPath, method: str | None) -> Probl
     place = _elsewhere(class_name, name, method)
     if place and bare_word(near) != bare_word(name):
         return _misplaced(key, place)
+    meant = near or _near_owned(class_name, name, method)
     where = "vllm serve" if class_name == "vllm:serve" else class_name.partition(":")[2]
     return Problem(
-        f"`{path}` is not a key: {where} has none of that name", f"did you mean `{near}`?" if near else "", key
+        f"`{path}` is not a key: {where} has none of that name", f"did you mean `{meant}`?" if meant else "", key
     )
 
 
 # --- sections --------------------------------------------------------------------------------------------------------
+
+_BOUNDS = frozenset({
+    "max_grad_norm", "epsilon_high", "delta", "off_policy_mask_threshold", "vllm_importance_sampling_cap",
+    "vllm_importance_sampling_clip_max",
+})  # fmt: skip
+"""Upper bounds, which `.inf` switches off: the usual way to log the norm of the gradients without clipping them."""
 
 
 def _check_entry(class_name: str, key: KeyPath, value: Any, method: str | None) -> tuple[Any, Problem | None]:
@@ -191,6 +224,8 @@ def _check_entry(class_name: str, key: KeyPath, value: Any, method: str | None) 
     field = fields(class_name).get(str(name))
     if field is None:
         return None, _unknown_problem(class_name, key, method)
+    if value == math.inf and name in _BOUNDS:
+        return value, None
     try:
         return fit(field.schema, value), None
     except Unfit:

@@ -8,7 +8,7 @@ bool in `trust_remote_code` and text in `revision`, `2024` is text in `split`.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -41,9 +41,9 @@ _PLACES: Mapping[type[Section], str] = {ModelSpec: "model", DataEntry: "data.tra
 class Converter:
     """Converts one tree. `problems` and `kept` fill up while it does."""
 
-    def __init__(self, training_fields: Iterable[str] = ()):
-        self.training_fields = frozenset(training_fields)
-        """The fields of the method's config, for saying where a misplaced key belongs."""
+    def __init__(self, library_home: Callable[[str], str] = lambda name: ""):
+        self.library_home = library_home
+        """The recipe key for a library's key, for saying where a misplaced one belongs."""
         self.problems: list[Problem] = []
         self.kept: dict[KeyPath, list[int]] = {}
         """Lists that lost entries: the indices, in the recipe, of those that are left."""
@@ -165,7 +165,7 @@ class Converter:
         if name in NOT_BUILT.get(place, ()):
             self.refuse((*key, name), f"{shown} is not built yet", "remove it")
             return
-        fix = advise_on_key(name, cls.model_fields, place, self.training_fields)
+        fix = advise_on_key(name, cls.model_fields, place, self.library_home)
         self.refuse((*key, name), f"unknown key {shown}", fix)
 
     def refuse(self, key: KeyPath, message: str, fix: str) -> None:

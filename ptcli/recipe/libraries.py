@@ -29,11 +29,6 @@ def check_libraries(method: Method, tree: Table, values: dict[str, Any]) -> Iter
         yield from problems
 
 
-def training_fields(method: Method | None) -> frozenset[str]:
-    """The fields of the method's TRL config."""
-    return frozenset(catalogue.fields(method.config)) if method else frozenset()
-
-
 def _passed_on(method: Method) -> Iterator[tuple[str, tuple[str, ...]]]:
     """The library class and the key of every such section."""
     yield method.config, ("training",)

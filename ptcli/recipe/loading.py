@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from pydantic import ValidationError
 
 from ptcli.errors import KeyPath, Position, Problem, RequestError
 from ptcli.methods import Method
+from ptcli.recipe.catalogue import home_of
 from ptcli.recipe.convert import Converter
 from ptcli.recipe.dump import dump_recipe
 from ptcli.recipe.extends import RecipeFiles
 from ptcli.recipe.interpolate import interpolate
-from ptcli.recipe.libraries import check_libraries, training_fields
+from ptcli.recipe.libraries import check_libraries
 from ptcli.recipe.model import Recipe
 from ptcli.recipe.overrides import Override, apply_overrides, parse_overrides
 from ptcli.recipe.paths import absolute
@@ -126,7 +128,7 @@ def _check(merged: Table, problems: list[Problem], order: Sequence[str]) -> Load
     secrets += find_literal_secrets(tree)
     tree = _without(tree, secrets)
     method, wrong_method = read_method(tree)
-    converter = Converter(training_fields(method))
+    converter = Converter(partial(home_of, method=method.name if method else None))
     values = converter.section(Recipe, tree, ())
     # Whether `method` is right is said by read_method, in its own words.
     keyed += [*secrets, *wrong_method, *(problem for problem in converter.problems if problem.key != ("method",))]

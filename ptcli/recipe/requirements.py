@@ -28,10 +28,11 @@ def read_method(root: Table) -> tuple[Method | None, list[Problem]]:
     if isinstance(node, Scalar) and node.text in METHODS:
         return METHODS[node.text], []
     close = nearest(node.text, METHODS) if isinstance(node, Scalar) else None
-    shown = repr(node.text[:40]) if isinstance(node, Scalar) and node.value is not None else describe(node)
+    message = f"`method` must be text, not {describe(node)}"
+    if isinstance(node, Scalar) and node.value is not None:
+        message = f"there is no method {node.text[:40]!r}"
     fix = f"did you mean `{close}`? The methods are {names}" if close else f"the methods are {names}"
-    problem = Problem(f"there is no method {shown}", fix, key=("method",))
-    return METHODS[close] if close else None, [problem]
+    return METHODS[close] if close else None, [Problem(message, fix, key=("method",))]
 
 
 def superfluous_sections(method: Method, present: Collection[str]) -> Iterator[Problem]:

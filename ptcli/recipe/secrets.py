@@ -27,6 +27,8 @@ _VALUES = re.compile(
     r"\bhf_[A-Za-z0-9]{8,}|\bsk-[A-Za-z0-9_-]{16,}|\b(ghp|gho|ghs|ghu|github_pat|glpat|xoxb|xoxp)[_-][A-Za-z0-9_-]{16,}"
     r"|\bAKIA[0-9A-Z]{16}\b|\bwandb_v[0-9]_[A-Za-z0-9_]{16,}|-----BEGIN [A-Z ]*PRIVATE KEY|://[^/@\s:]+:[^/@\s]+@"
 )
+_MARKER = re.compile(r"<[^<>\s]+>")
+"""`</think>`: the token that a reward looks for, whatever its argument is called."""
 _HARMLESS = frozenset({"", "0", "1", "true", "false", "none", "null", "dummy", "EMPTY"})
 
 
@@ -94,6 +96,8 @@ def _is_literal_secret(key: KeyPath, node: Scalar) -> bool:
     if _VALUES.search(node.text):
         return True
     if not key or "${" in node.text or node.value is None or isinstance(node.value, bool):
+        return False
+    if "rename" in key[-2:-1] or _MARKER.fullmatch(node.text):
         return False
     return node.text not in _HARMLESS and any(_names_secret(part, node.text) for part in key[-2:])
 

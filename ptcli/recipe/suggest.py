@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -19,6 +19,7 @@ NOT_BUILT = {
 """Keys that are kept for what is not built yet, by section."""
 
 _OTHER_NAMES = {
+    "base_model": "model.path",
     "batch_size": "training.per_device_train_batch_size",
     "dataset": "data.train",
     "dataset_name": "data.train.0.path",
@@ -67,10 +68,10 @@ def is_meant(key: str, wanted: str, place: str) -> bool:
     return nearest(key, [wanted]) is not None or _SYNONYMS.get(place, {}).get(_normal(key)) == wanted
 
 
-def advise_on_key(key: str, known: Iterable[str], place: str, training: Iterable[str]) -> str:
+def advise_on_key(key: str, known: Iterable[str], place: str, library_home: Callable[[str], str]) -> str:
     """What to do about the unknown `key` of the section at `place` (dotted, no indices), whose keys are `known`.
 
-    `training` are the fields of the method's config.
+    `library_home` gives the recipe key for a library's key, or nothing.
     """
     known = list(known)
     word = _normal(key)
@@ -80,20 +81,19 @@ def advise_on_key(key: str, known: Iterable[str], place: str, training: Iterable
     close = nearest(key, known)
     if close and not other_name:
         return f"did you mean `{close}`?"
-    homes = [home for home in (other_name, *_homes(key, training)) if home]
+    homes = [home for home in (other_name, *_homes(key, library_home)) if home]
     if homes:
         return f"in a recipe that is `{homes[0]}`" if other_name else f"it belongs under `{homes[0]}`"
     return f"the keys here are {', '.join(known)}" if known else ""
 
 
-def _homes(key: str, training: Iterable[str]) -> Iterator[str]:
+def _homes(key: str, library_home: Callable[[str], str]) -> Iterator[str]:
     """Where in a recipe a key is at home, the likeliest place first."""
     word = _normal(key)
     if word in Recipe.model_fields:
         yield word
-    if word in training:
-        yield f"training.{word}"
     yield from (place for place in _PLACES if place.rpartition(".")[2] == word)
+    yield library_home(word)
 
 
 def sections_in(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from typing import Any
@@ -62,6 +63,12 @@ def test_values_are_read_as_the_field_has_them(key: str, written: Any, read: Any
     assert problems == []
     assert clean == {key: read}
     assert type(clean[key]) is type(read)
+
+
+@pytest.mark.parametrize("key", ["max_grad_norm", "epsilon_high", "delta", "vllm_importance_sampling_clip_max"])
+def test_infinity_switches_a_bound_off(key: str) -> None:
+    assert check("grpo", **{key: math.inf}) == ({key: math.inf}, [])
+    assert "must be a number" in str(problem("grpo", key, -math.inf))
 
 
 @pytest.mark.parametrize(

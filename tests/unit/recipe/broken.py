@@ -123,6 +123,44 @@ KEYS = [
             error("4:12", "did you mean `use`?"),
         ],
     ),
+    Broken(
+        "flat config of TRL",
+        GOOD + "learning_rate: 1e-5\nlora_r: 8\noptimizer: x\nload_in_4bit: true\nbase_model: a\n",
+        [
+            error("4:1", "under `training.learning_rate`"),
+            error("5:1", "under `peft.r`"),
+            error("6:1", "`training.optim`"),
+            error("7:1", "`model.quantization.load_in_4bit`"),
+            error("8:1", "`model.path`"),
+        ],
+    ),
+    Broken(
+        "flat config without a method",
+        GOOD.replace("method: sft", "") + "bf16: true\nnum_generations: 8\n",
+        [
+            error("2:1", "`method` is missing"),
+            error("4:1", "`training.bf16`"),
+            error("5:1", "`training.num_generations`"),
+        ],
+        hopeless=True,
+    ),
+    Broken(
+        "flag of vllm beside engine",
+        GRPO + "rollouts: {backend: transformers, max_num_seqs: 8}\n",
+        [
+            error("5:35", "`rollouts.engine.max_num_seqs`"),
+        ],
+    ),
+    Broken(
+        "misspelt flag that rollouts own",
+        GRPO + "rollouts: {engine: {gpu_memory_utilisation: 1}}\n",
+        [
+            error("5:21", "`rollouts.gpu_memory_utilization`"),
+        ],
+    ),
+    Broken(
+        "method that is a list", GOOD.replace("sft", "[sft]"), [error("1:1", "must be text, not a list")], hopeless=True
+    ),
     Broken("key like nothing", GOOD + "xyzzy: 1\n", [error("4:1", "unknown key `xyzzy`", "model, ")]),
 ]
 
