@@ -7,6 +7,7 @@ pinned accelerate; a test compares them with its own argument parser.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
@@ -18,6 +19,7 @@ import yaml
 from ptcli.errors import KeyPath, Problem
 from ptcli.methods import METHODS
 from ptcli.plan.arguments import argument, computes_in
+from ptcli.plan.deepspeed import DEEPSPEED_FILE, FILE_KEY, conflicts_inside, for_cpu, read_file
 from ptcli.recipe.catalogue import accelerate_keys
 from ptcli.recipe.model import Recipe
 from ptcli.recipe.suggest import nearest
@@ -48,6 +50,8 @@ class Strategy:
     config: Mapping[str, Any]
     shipped: bool
     notes: tuple[str, ...] = ()
+    deepspeed: Mapping[str, Any] | None = None
+    """What the DeepSpeed file says that the config names."""
 
     @property
     def kind(self) -> str:
@@ -99,9 +103,11 @@ def load_strategy(name: str) -> tuple[Strategy | None, list[Problem]]:
     if config is None:
         return None, [problem] if problem else []
     problems = check_config(config, str(path))
-    if problems:
-        return None, problems
-    return _without_multi_cpu(Strategy(name, config, shipped=name in names)), []
+    strategy = _without_multi_cpu(Strategy(name, config, shipped=name in names))
+    if not problems and strategy.kind == "DEEPSPEED":
+        deepspeed, problems = read_file(strategy.section("deepspeed_config"), path, KEY)
+        strategy = replace(strategy, deepspeed=deepspeed)
+    return (None, problems) if problems else (strategy, [])
 
 
 def known_keys(section: str) -> frozenset[str]:
@@ -129,6 +135,7 @@ def conflicts(strategy: Strategy, recipe: Recipe, processes: int, device: str) -
     problems = [
         *_count_conflicts(strategy, processes, device),
         *_deepspeed_conflicts(strategy, recipe),
+        *_deepspeed_file_conflicts(strategy, recipe, processes, device),
         *_fsdp_conflicts(strategy, recipe),
         *_parallelism_conflicts(strategy, recipe, processes),
         *_best_model_conflicts(strategy, recipe),
@@ -170,6 +177,16 @@ def fill(strategy: Strategy, counts: Counts) -> dict[str, Any]:
         launcher = {"deepspeed_multinode_launcher": "standard"}  # the default, pdsh, writes the environment to a file
         config["deepspeed_config"] = launcher | dict(strategy.section("deepspeed_config"))
     return config
+
+
+def config_files(strategy: Strategy, counts: Counts, output_dir: Path, name: str) -> dict[str, str]:
+    """The config that is really used, as `name` in the run directory, and the DeepSpeed file that it names, if any."""
+    config = fill(strategy, counts)
+    if strategy.deepspeed is None:
+        return {name: dump_config(config)}
+    config["deepspeed_config"] |= {FILE_KEY: str(output_dir / DEEPSPEED_FILE)}
+    values = for_cpu(strategy.deepspeed) if counts.device == "cpu" else strategy.deepspeed
+    return {name: dump_config(config), DEEPSPEED_FILE: json.dumps(values, indent=2) + "\n"}
 
 
 def dump_config(config: Mapping[str, Any]) -> str:
@@ -272,6 +289,13 @@ def _deepspeed_conflicts(strategy: Strategy, recipe: Recipe) -> list[Problem]:
         message = "auto_find_batch_size does not work with ZeRO-3"
         problems.append(Problem(message, "", ("training", "auto_find_batch_size")))
     return problems
+
+
+def _deepspeed_file_conflicts(strategy: Strategy, recipe: Recipe, processes: int, device: str) -> list[Problem]:
+    if strategy.deepspeed is None:
+        return []
+    values = for_cpu(strategy.deepspeed) if device == "cpu" else strategy.deepspeed
+    return conflicts_inside(values, recipe, processes, KEY)
 
 
 def _fsdp_conflicts(strategy: Strategy, recipe: Recipe) -> list[Problem]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ptcli.errors import Problem
-from ptcli.plan.accelerate import Counts, conflicts, dump_config, fill, mixed_precision
+from ptcli.plan.accelerate import Counts, config_files, conflicts, mixed_precision
 from ptcli.plan.arguments import argument
 from ptcli.plan.batch import Batch, batch_at_any_size, batch_of
 from ptcli.plan.launch import ACCELERATE_FILE, RECIPE_FILE, main_address, rollouts_step, trainer_steps
@@ -145,7 +145,7 @@ def _files(decided: _Decided, steps: tuple[Step, ...]) -> dict[str, str]:
     )
     return {
         RECIPE_FILE: dump_recipe(decided.recipe),
-        ACCELERATE_FILE: dump_config(fill(layout.strategy, counts)),
+        **config_files(layout.strategy, counts, decided.output_dir, ACCELERATE_FILE),
         "launch.sh": launch_script(steps, decided.server),
     }
 
@@ -156,6 +156,8 @@ def _notes(decided: _Decided) -> tuple[str, ...]:
     if server is not None:
         notes += exposure(server, decided.recipe.rollouts.host)
         notes += _unknown(decided, server)
+    if decided.layout.strategy.deepspeed is not None and decided.layout.device == "cpu":
+        notes.append("the DeepSpeed file's batch sizes and precision give way to the recipe's: this is a CPU run")
     if decided.layout.nodes > 1:
         notes.append("several nodes: run `launch.sh` on each, with MASTER_ADDR and NODE_RANK set")
     return tuple(notes)

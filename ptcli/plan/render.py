@@ -45,7 +45,7 @@ def _files(plan: Plan) -> str:
     written = [
         f"cat > {shlex.quote(str(plan.output_dir / name))} <<'PTCLI'\n{text.rstrip()}\nPTCLI"
         for name, text in plan.files.items()
-        if name.endswith(".yaml")
+        if not name.endswith(".sh")
     ]
     return "\n\n".join([f"mkdir -p {folder}", *written])
 
