@@ -50,7 +50,7 @@ def root(
         raise typer.Exit
 
 
-@app.command()
+@app.command(short_help="Train a model, and run its rollout server beside it.")
 def train(
     recipe: RecipeFile,
     overrides: Overrides = None,
@@ -89,7 +89,7 @@ def train(
         _run(plan, overwrite=overwrite, as_json=as_json)
 
 
-@app.command("serve-rollouts")
+@app.command("serve-rollouts", short_help="Run only the vLLM rollout server of a recipe.")
 def serve_rollouts(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Run only the vLLM rollout server of a recipe, in the foreground.
 
@@ -125,7 +125,7 @@ def schema(
 
 @app.command()
 def methods(as_json: Json = False) -> None:
-    """List the methods: their data, what each needs, whether it is online."""
+    """List the methods: online or not, data, what each needs."""
     from ptcli.methods import METHODS
 
     if as_json:

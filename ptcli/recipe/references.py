@@ -15,6 +15,7 @@ from pathlib import Path
 from ptcli.errors import KeyPath, Problem
 from ptcli.methods import METHODS
 from ptcli.recipe.code import USE, NotFound, find_module, find_object, has_module
+from ptcli.recipe.data_files import data_format
 from ptcli.recipe.local_models import (
     POINTER,
     BadWeights,
@@ -219,11 +220,6 @@ def _shipped_templates() -> list[str]:
 
 # --- data ------------------------------------------------------------------------------------------------------------
 
-_FORMATS: Mapping[str, str] = {
-    ".json": "JSON", ".jsonl": "JSON", ".ndjson": "JSON", ".parquet": "Parquet", ".csv": "CSV", ".tsv": "TSV",
-    ".arrow": "Arrow",
-}  # fmt: skip
-_COMPRESSIONS = frozenset({".gz", ".zst", ".bz2", ".xz"})
 _FORMATS_FIX = "data are JSON, JSONL, Parquet, CSV or Arrow files"
 _MAX_LISTED = 10_000
 """Entries of a folder that are looked at before it is taken to hold data."""
@@ -251,19 +247,11 @@ def _check_data(entry: DataEntry, key: KeyPath) -> list[Problem]:
     return []
 
 
-def _format(path: Path) -> str:
-    """The format that a file's name says; "" for none that can be read."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    while suffixes and suffixes[-1] in _COMPRESSIONS:
-        suffixes.pop()
-    return _FORMATS.get(suffixes[-1], "") if suffixes else ""
-
-
 def _check_files(files: list[Path], key: KeyPath) -> list[Problem]:
-    unknown = [path for path in files if not _format(path)]
+    unknown = [path for path in files if not data_format(path)]
     if unknown:
         return [Problem(f"{unknown[0]} has no suffix of a data file", _FORMATS_FIX, key)]
-    formats = sorted({_format(path) for path in files})
+    formats = sorted({data_format(path) for path in files})
     if len(formats) > 1:
         return [Problem(f"the files of one entry are {' and '.join(formats)}", "give each format its own entry", key)]
     return [Problem(f"{path} {why}", "", key) for path in files if (why := _unreadable(path))]
@@ -272,7 +260,7 @@ def _check_files(files: list[Path], key: KeyPath) -> list[Problem]:
 def _check_data_folder(folder: Path, key: KeyPath) -> list[Problem]:
     saved = ("state.json", "dataset_dict.json")  # what `save_to_disk` writes
     names = [Path(base, name) for base, _, files in os.walk(folder) for name in files[:_MAX_LISTED]]
-    if any(path.name in saved or _format(path) for path in names[:_MAX_LISTED]):
+    if any(path.name in saved or data_format(path) for path in names[:_MAX_LISTED]):
         return []
     what = "has no data files" if names else "is empty"
     return [Problem(f"the folder {folder} {what}", _FORMATS_FIX, key)]

@@ -14,20 +14,11 @@ from datasets import Dataset, DatasetDict, Features, concatenate_datasets, load_
 
 from ptcli.builtin import data_path
 from ptcli.errors import WorkError
+from ptcli.recipe.data_files import data_format, data_suffix
 from ptcli.recipe.model import DataEntry, Recipe
 
-BUILDERS = {
-    ".json": "json",
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".parquet": "parquet",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".arrow": "arrow",
-}
-"""File suffix -> builder of `datasets`."""
-
-COMPRESSIONS = frozenset({".gz", ".zst", ".bz2", ".xz"})
+BUILDERS = {"JSON": "json", "Parquet": "parquet", "CSV": "csv", "TSV": "csv", "Arrow": "arrow"}
+"""Format -> builder of `datasets`."""
 
 
 def load_data(recipe: Recipe) -> tuple[Dataset, Dataset | dict[str, Dataset] | None]:
@@ -103,20 +94,12 @@ def _match_files(path: str) -> list[str]:
 
 
 def _builder(files: Sequence[str], key: str) -> dict[str, Any]:
-    suffixes = {_suffix(file) for file in files}
-    builders = {BUILDERS.get(suffix) for suffix in suffixes}
-    if len(builders) > 1 or None in builders:
-        found = ", ".join(f"`{suffix}`" for suffix in sorted(suffixes))
+    formats = {data_format(Path(file)) for file in files}
+    if len(formats) > 1 or "" in formats:
+        found = ", ".join(f"`{suffix}`" for suffix in sorted({data_suffix(Path(file)) for file in files}))
         raise WorkError(f"{key}: files of one entry must all be JSON, JSONL, Parquet, CSV or Arrow; found {found}")
-    separator = {"sep": "\t"} if suffixes == {".tsv"} else {}
-    return {"path": builders.pop(), **separator}
-
-
-def _suffix(file: str) -> str:
-    suffixes = [suffix.lower() for suffix in Path(file).suffixes]
-    while suffixes and suffixes[-1] in COMPRESSIONS:
-        suffixes.pop()
-    return suffixes[-1] if suffixes else ""
+    separator = {"sep": "\t"} if formats == {"TSV"} else {}
+    return {"path": BUILDERS[formats.pop()], **separator}
 
 
 def _pick_split(rows: DatasetDict, entry: DataEntry, key: str) -> Dataset:
