@@ -9,7 +9,7 @@ import ast
 import glob
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ptcli.errors import KeyPath, Problem
