@@ -28,13 +28,13 @@ demo: install  ## GRPO with a real vLLM server on this CPU, weights synced after
 test: check  ## everything that proves the project, in under 25 minutes on 2 cores
 	$(BIN)/pytest tests/unit tests/integration -q
 
-test-unit: install  ## the tests that need no torch: seconds
+test-unit: install  ## the tests that need no torch: about a minute
 	$(BIN)/pytest tests/unit -q
 
 test-long: install  ## fault harness, several engines, many repeats
 	$(BIN)/pytest tests/long -q
 
-check: install  ## ruff, mypy, and that generated files are current
+check: install  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -199,7 +199,6 @@ def test_lora_leaves_an_adapter_and_can_be_continued(tmp_path):
 
 
 def test_a_quantised_base_takes_an_adapter(tmp_path):
-    pytest.importorskip("bitsandbytes")
     model = {"path": "builtin:tiny", "quantization": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}}
     trainer = train("sft", tmp_path, model=model, peft={"type": "lora", "r": 4, "target_modules": "all-linear"})
     assert any(type(module).__name__ == "Linear4bit" for module in trainer.model.modules())

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
 from ptcli.errors import WorkError
 from ptcli.recipe.model import Recipe
@@ -53,7 +54,7 @@ def write(folder: Path, kind: str) -> Path:
     elif kind == "jsonl.gz":
         path.write_bytes(gzip.compress(jsonl.read_bytes()))
     elif kind == "jsonl.zst":
-        path.write_bytes(pytest.importorskip("zstandard").compress(jsonl.read_bytes()))
+        path.write_bytes(zstandard.compress(jsonl.read_bytes()))
     else:
         rows = load_dataset("json", data_files=str(jsonl), split="train")
         if kind == "parquet":

@@ -15,7 +15,7 @@ from ptcli.recipe import owned
 from ptcli.recipe.catalogue import check_section, fields, owner_of, peft_types, versions
 from ptcli.recipe.values import fit
 
-SFT, GRPO = "trl:SFTConfig", "trl:GRPOConfig"
+GRPO = "trl:GRPOConfig"
 
 
 def check(method: str, **values: Any) -> tuple[dict[str, Any], list[Problem]]:
