@@ -163,10 +163,11 @@ def _run(plan: Plan, *, overwrite: bool, as_json: bool) -> None:
     _print_notes(plan)
     with RunDirectory(plan.output_dir).prepare(plan, overwrite=overwrite) as rundir:
         status = supervise(plan, rundir, view=choose_view(quiet=as_json))
-    if as_json:
-        _print_json(status.as_dict())
-    elif status.exit_code == 0:
-        typer.echo("\n".join(finished_lines(plan.output_dir, status.step)))
+    with _unread_output_forgiven():
+        if as_json:
+            _print_json(status.as_dict())
+        elif status.exit_code == 0:
+            typer.echo("\n".join(finished_lines(plan.output_dir, status.step)))
     raise typer.Exit(status.exit_code or 0)
 
 
@@ -177,6 +178,22 @@ def _print_notes(plan: Plan) -> None:
 
 def _print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+@contextmanager
+def _unread_output_forgiven() -> Iterator[None]:
+    """A reader who went away (`| head`) or a full disk takes nothing from what a run came to."""
+    try:
+        yield
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            typer.echo(f"error: cannot write to stdout: {error.strerror}", err=True)
+        _discard_stdout()
+
+
+def _discard_stdout() -> None:
+    # Without this, Python complains once more at exit, and ends with 120.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
@@ -194,11 +211,25 @@ def _errors_reported() -> Iterator[None]:
     except KeyboardInterrupt:
         raise SystemExit(Interrupted(2).exit_code) from None
     except BrokenPipeError:
-        # The reader of a pipe (`| head`) has seen enough; without this, Python complains once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of a pipe (`| head`) has seen enough.
+        _discard_stdout()
         raise SystemExit(0) from None
+
+
+def _open_standard_streams() -> None:
+    """Open the standard streams that a parent closed.
+
+    A closed standard stream (`>&-`) would have its number given to the next file that is opened, a lock or a log.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, this one
+            setattr(sys, name, open(descriptor, "w" if descriptor else "r", closefd=False))  # noqa: SIM115
 
 
 def main() -> None:
     with _errors_reported():
+        _open_standard_streams()
         app()

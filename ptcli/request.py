@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,7 @@ def plan_request(request: Request) -> Plan:
     from ptcli.plan.build import build_plan
     from ptcli.recipe.loading import load_recipe
 
+    _check_working_directory()
     loaded = load_recipe(request.recipe, request.overrides)
     if loaded.recipe is None:
         raise RequestError(loaded.problems)
@@ -55,6 +57,13 @@ def plan_request(request: Request) -> Plan:
         limit = recipe.guards.no_progress_seconds or SMOKE_NO_PROGRESS_SECONDS
         plan = replace(plan, smoke=True, no_progress_seconds=limit, notes=(*replacements, *plan.notes))
     return plan
+
+
+def _check_working_directory() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise RequestError("the working directory is gone; change to one that is there") from None
 
 
 def _shrunk(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:

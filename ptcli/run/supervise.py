@@ -121,6 +121,7 @@ class Run:
             ending = Ending("failed", 1, str(error), tuple(SIDES))
         finally:
             self._tear_down()
+            self._read_beat()  # a step may have been finished meanwhile
         return ending
 
     def _bring_up_server(self) -> None:
@@ -167,10 +168,14 @@ class Run:
 
     def _judge(self, code: int) -> None:
         """Decide what the trainer's end means."""
-        if code == 0 and self.step > 0:
+        finished = self.beat is not None and self.beat.phase == "finished"
+        if code == 0 and finished and self.step > 0:
             return
-        if code == 0:
+        if code == 0 and (finished or self.step == 0):
             raise SideFailed("trainer", "the trainer ended without having trained a single step")
+        if code == 0:
+            message = f"the trainer ended at step {self.step}, before it was done, although with exit code 0"
+            raise SideFailed("trainer", message)
         error = first_error(self.rundir.log("trainer")) or ""
         if any(sign in error for sign in _LOST_SERVER):
             self._await_server_death(error)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,22 +34,40 @@ class Heartbeat:
         self._draft = self._path.with_suffix(".json.part")
         self._state: dict[str, Any] = dict.fromkeys(("phase", "step", "total", "time", "tokens", "loss", "reward"))
         self._state |= {"phase": "loading", "step": 0}
-        self._written = 0.0
+        self._written = -math.inf
+        self._lock = threading.Lock()
+        self._late: threading.Timer | None = None
         self._path.parent.mkdir(parents=True, exist_ok=True)
 
     def tick(self, step: int) -> None:
         """Note a finished step. Steps that follow each other faster than SHORTEST_BEAT share a heartbeat."""
         self._state["step"] = step
-        if time.monotonic() - self._written >= SHORTEST_BEAT:
+        early = self._written + SHORTEST_BEAT - time.monotonic()
+        if early <= 0:
             self.beat()
+        elif self._late is None:  # without it, nobody would hear of this step if the next one hangs or kills us
+            self._late = threading.Timer(early, self._beat_late)
+            self._late.daemon = True
+            self._late.start()
 
     def beat(self, **changes: Any) -> None:
         """Take over the changes (`phase`, `step`, `total`, `tokens`, `loss`, `reward`) and write the file."""
-        self._state |= changes
-        self._state["time"] = time.time()
-        self._draft.write_text(json.dumps(self._state), encoding="utf-8")
-        os.replace(self._draft, self._path)
-        self._written = time.monotonic()
+        with self._lock:
+            self._cancel_late()
+            self._state |= changes
+            self._state["time"] = time.time()
+            self._draft.write_text(json.dumps(self._state), encoding="utf-8")
+            os.replace(self._draft, self._path)
+            self._written = time.monotonic()
+
+    def _beat_late(self) -> None:
+        with suppress(OSError):  # a disk that refuses is told of by the next regular beat
+            self.beat()
+
+    def _cancel_late(self) -> None:
+        late, self._late = self._late, None
+        if late:
+            late.cancel()
 
     def note(self, logs: Mapping[str, Any]) -> None:
         """Take over the figures of a logged step, for the next beat."""

@@ -15,6 +15,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         recipe = _read_recipe(options.recipe)
         train(recipe, resume_from=options.resume_from)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a reward that calls sys.exit(0) has not finished the training
         _report(error)
         return 1
     return 0
@@ -49,7 +50,8 @@ def train(recipe: Recipe, *, resume_from: str | None = None) -> Any:
         _run(trainer, resume_from)
     finally:
         if heartbeat:
-            heartbeat.beat(step=trainer.state.global_step)  # the very last step, also of a run that fails
+            with suppress(OSError):  # on a full disk, what training itself has to say of it counts
+                heartbeat.beat(step=trainer.state.global_step)  # the very last step, also of a run that fails
     if heartbeat:
         heartbeat.beat(phase="saving")
     _finish(trainer, recipe)
@@ -78,6 +80,11 @@ def _build(recipe: Recipe, heartbeat: Heartbeat | None) -> Any:
 
 
 def _run(trainer: Any, resume_from: str | None) -> None:
+    if hasattr(trainer.train_dataset, "__len__") and not len(trainer.train_dataset):
+        raise WorkError(
+            "nothing to train: the trainer dropped every row while it prepared the data, because none has a token to "
+            "train on; a prompt alone may fill training.max_length, or the chat template marks no assistant tokens"
+        )
     if resume_from is None:
         trainer.train()
     elif "resume_from_checkpoint" in inspect.signature(trainer.train).parameters:
@@ -134,7 +141,7 @@ def _read_recipe(path: Path) -> Recipe:
     return loaded.recipe
 
 
-def _report(error: Exception) -> None:
+def _report(error: BaseException) -> None:
     """What is wrong, in one line; before it a traceback, unless ptcli itself found and names the mistake."""
     if isinstance(error, PtcliError):
         message = str(error)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -111,3 +114,33 @@ def test_a_second_run_is_refused_and_overwritten_on_request(
     assert (run / "status.json").read_text() == before
     assert ptcli_process(*arguments, *data, *few, "--overwrite").code == 0
     assert (run / "status.json").read_text() != before
+
+
+def test_a_result_that_nobody_reads_and_no_standard_streams(root: Path, tmp_path: Path) -> None:
+    """The exit code is that of the run, also when stdout is a pipe without a reader, or there is none at all."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "{method: sft, model: {path: 'builtin:tiny'}, data: {train: [{path: 'builtin:arithmetic-messages'}]}, "
+        "launch: {device: cpu}, training: {max_steps: 1, save_strategy: 'no', max_length: 128}}"
+    )
+    command = [sys.executable, "-m", "ptcli", "train", recipe]
+    for number, redirection in enumerate(('| true; exit "${PIPESTATUS[0]}"', "<&- >&- 2>&-")):
+        run = tmp_path / f"run{number}"
+        shell = f"{shlex.join([*map(str, command), f'output_dir={run}'])} {redirection}"
+        done = subprocess.run(["bash", "-c", shell], cwd=root, stderr=subprocess.PIPE, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert json.loads((run / "status.json").read_text())["state"] == "finished"
+
+
+def test_a_reward_that_calls_exit_has_not_finished_the_run(root: Path, tmp_path: Path, ptcli_process: Callable) -> None:
+    code = "calls = []\ndef score(completions, **kwargs):\n    calls.append(1)\n"
+    (tmp_path / "bad.py").write_text(
+        code + "    exit(0) if len(calls) > 2 else None\n    return [1.0] * len(completions)\n"
+    )
+    run = tmp_path / "run"
+    result = ptcli_process(
+        "train", root / "recipes/grpo.yaml", "--smoke", f"output_dir={run}", f"rewards.0.use={tmp_path}/bad.py:score",
+        "rollouts.backend=transformers",
+    )  # fmt: skip
+    assert result.code == 1, result.err
+    assert "SystemExit" in json.loads((run / "status.json").read_text())["cause"]

@@ -148,3 +148,12 @@ def test_dry_run_writes_nothing(tmp_path: Path, ptcli: Callable, monkeypatch: py
     assert "vllm serve" in result.out
     assert "accelerate launch" in result.out
     assert [path.name for path in tmp_path.iterdir()] == ["r.yaml"]
+
+
+def test_the_working_directory_is_gone(tmp_path: Path, ptcli: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    result = ptcli("train", tmp_path / "r.yaml")
+    assert result.code == 2, result
+    assert "working directory is gone" in result.err

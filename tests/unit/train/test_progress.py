@@ -4,7 +4,7 @@ import json
 import math
 import time
 
-from ptcli.train.progress import Heartbeat, Metrics
+from ptcli.train.progress import SHORTEST_BEAT, Heartbeat, Metrics
 
 
 def read_rows(folder):
@@ -32,16 +32,26 @@ def test_a_heartbeat_remembers_what_was_logged(tmp_path):
     assert [path.name for path in (tmp_path / "logs").iterdir()] == ["heartbeat.json"]
 
 
-def test_quick_steps_share_a_heartbeat_and_a_slow_one_has_its_own(tmp_path, monkeypatch):
-    clock = iter([100.0, 100.1, 100.15, 100.31, 100.32])
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+def test_quick_steps_share_a_heartbeat_that_comes_even_if_no_step_follows(tmp_path):
     heartbeat = Heartbeat(tmp_path)
-    heartbeat.beat(phase="training")  # at 100.0
-    seen = []
-    for step in (1, 2, 3):  # at 100.1, 100.15, 100.31
+    heartbeat.beat(phase="training")
+    for step in (1, 2, 3):
         heartbeat.tick(step)
-        seen.append(read_heartbeat(tmp_path)["step"])
-    assert seen == [0, 0, 3]
+    assert read_heartbeat(tmp_path)["step"] == 0
+    time.sleep(3 * SHORTEST_BEAT)
+    assert read_heartbeat(tmp_path)["step"] == 3
+    heartbeat.tick(4)
+    assert read_heartbeat(tmp_path)["step"] == 4
+
+
+def test_a_late_heartbeat_does_not_undo_a_later_one(tmp_path):
+    heartbeat = Heartbeat(tmp_path)
+    heartbeat.beat(phase="training")
+    heartbeat.tick(1)
+    heartbeat.beat(phase="saving", step=2)
+    time.sleep(SHORTEST_BEAT + 0.2)
+    assert read_heartbeat(tmp_path)["phase"] == "saving"
+    assert read_heartbeat(tmp_path)["step"] == 2
 
 
 def test_a_line_can_be_read_as_soon_as_it_is_logged(tmp_path):
