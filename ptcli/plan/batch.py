@@ -70,6 +70,7 @@ def _generation(recipe: Recipe, sizes: dict[str, int], rows: int | None) -> tupl
     """GRPO's groups: N = generation_batch_size sequences are N / num_generations prompts."""
     group = argument(recipe, _GENERATIONS, 8)
     problems = [_no_automatic_batch(recipe), _group_size(recipe, group)]
+    problems += [_positive(name, argument(recipe, name, 1)) for name in ("num_iterations", "max_completion_length")]
     total, steps, wrong = _generation_batch(recipe, sizes)
     problems.append(wrong)
     more = {_GENERATIONS: group}

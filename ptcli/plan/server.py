@@ -101,7 +101,7 @@ def _parallel(recipe: Recipe, layout: Layout) -> tuple[int, int, list[Problem]]:
     if layout.device == "cpu":
         return tensor, data or 1, [] if tensor == 1 else [_tensor_on_cpu(tensor)]
     count = _server_gpus(recipe, layout)
-    if not count:  # a server elsewhere, of which the recipe does not say more
+    if count < 1:  # a server elsewhere, of which the recipe does not say more, or a count that the split refuses
         return tensor, data or 1, []
     pipeline = _pipeline(recipe.rollouts)
     data = data or max(count // (tensor * pipeline), 1)

@@ -16,6 +16,7 @@ from ptcli.methods import METHODS, Batching
 from ptcli.plan.accelerate import load_strategy
 from ptcli.plan.arguments import argument
 from ptcli.plan.resolve import MODELS, change
+from ptcli.plan.rows import given_rows
 from ptcli.recipe.catalogue import fields
 from ptcli.recipe.model import DataEntry, DataSpec, LaunchSpec, ModelSpec, Recipe, RewardSpec, RolloutsSpec
 
@@ -94,13 +95,21 @@ def _data(recipe: Recipe) -> DataSpec:
     train = [_entry(entry, stand_in, _TRAIN_ROWS) for entry in recipe.data.train]
     held_out: Any = recipe.data.eval
     if isinstance(held_out, float):
-        rows = sum(entry.take or 0 for entry in train)
-        held_out = held_out if held_out * rows >= 1 else _EVAL_ROWS / rows
+        held_out = _share(recipe, train, held_out)
     elif isinstance(held_out, Mapping):
         held_out = {name: [_entry(entry, stand_in, _EVAL_ROWS) for entry in part] for name, part in held_out.items()}
     elif held_out is not None:
         held_out = [_entry(entry, stand_in, _EVAL_ROWS) for entry in held_out]
     return change(recipe.data, train=train, eval=held_out)
+
+
+def _share(recipe: Recipe, train: list[DataEntry], share: float) -> float:
+    """The share to hold out: of few rows a small one would be none, unless that is so in the real run as well."""
+    real = given_rows(recipe)
+    rows = given_rows(change(recipe, data=change(recipe.data, train=train))) or 1
+    if share * rows >= 1 or (real and not round(share * real)):
+        return share
+    return min(_EVAL_ROWS, math.ceil(rows / 2)) / rows
 
 
 def _stand_in(recipe: Recipe) -> DataEntry:

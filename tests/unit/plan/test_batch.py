@@ -224,3 +224,9 @@ def test_the_key_of_a_problem_is_one_that_the_recipe_has(recipe_of: Recipes) -> 
     (problem,) = batch_of(recipe_of("grpo", training={"learning_rate": 1.0}), 3, rows=2).problems
     expected: KeyPath = ("data", "train")
     assert problem.key == expected
+
+
+@pytest.mark.parametrize("name", ["num_iterations", "max_completion_length"])
+def test_what_trl_would_divide_by_or_send_is_at_least_one(grpo: Recipe, name: str) -> None:
+    (problem,) = batch(grpo, **{name: 0}).problems
+    assert problem.key == ("training", name)

@@ -450,6 +450,12 @@ def test_what_another_launcher_left_is_not_inherited() -> None:
     assert inherited({**STRANGE, "HOME": "/root", "HF_TOKEN": "x"}) == {"HOME": "/root", "HF_TOKEN": "x"}
 
 
+@pytest.mark.parametrize("count", [0, -1])
+def test_counts_below_one_are_errors_on_both_sides(plan_of: Plans, count: int) -> None:
+    problems = plan_of("grpo", rollouts={"gpus": count}, launch={"gpus": count}).problems
+    assert [str(problem).split(" must")[0] for problem in problems] == ["rollouts.gpus", "launch.gpus"]
+
+
 def test_a_share_of_few_rows_that_holds_out_none_is_said_before_the_start(plan_of: Plans, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"text": "a"}\n' * 3, encoding="utf-8")

@@ -61,6 +61,22 @@ def test_hub_rows_among_rows_of_ones_own_become_those(recipe_of: Recipes, tmp_pa
     assert f"data.train.0.path: org/data -> {own['path']}" in notes
 
 
+@pytest.mark.parametrize(
+    ("lines", "hub", "eval_rows"), [(3, True, 3), (3, False, 0), (5000, False, 16), (64, False, 16)]
+)
+def test_a_small_share_of_the_few_rows_is_still_some(
+    recipe_of: Recipes, tmp_path: Path, lines: int, hub: bool, eval_rows: int
+) -> None:
+    """0.01 of the real rows is many. Of three local ones alone it is none, in the real run too: that is left to say."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a"}\n' * lines, encoding="utf-8")
+    train = [{"path": str(path)}, *([{"path": "org/data"}] if hub else [])]
+    small, _ = shrink(recipe_of("sft", data={"train": train, "eval": 0.01}))
+    rows = min(lines, 64) * len(train)
+    assert isinstance(small.data.eval, float)
+    assert round(small.data.eval * rows) == eval_rows
+
+
 def test_what_exists_here_stays(recipe_of: Recipes, tmp_path: Path) -> None:
     model = {"path": str(tmp_path), "eos_token": "<end>", "quantization": {"load_in_4bit": True}}
     data = {"train": [{"path": str(tmp_path / "rows.jsonl"), "rename": {"a": "b"}, "take": 10}]}
