@@ -227,7 +227,10 @@ def _check_entry(class_name: str, key: KeyPath, value: Any, method: str | None) 
     if value == math.inf and name in _BOUNDS:
         return value, None
     try:
-        return fit(field.schema, value), None
+        fitted = fit(field.schema, value)
+        # BitsAndBytesConfig refuses 6 where it wants 6.0.
+        exact = _kind(class_name) == "quantization" and field.schema == {"type": "number"} and type(fitted) is int
+        return float(fitted) if exact else fitted, None
     except Unfit:
         return None, type_problem(key, field.schema, value)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -59,10 +60,10 @@ def has_module(name: str) -> bool:
 
 
 def _source_file(path: Path) -> Path:
-    if path.is_dir():
+    if os.path.isdir(path):
         raise NotFound(f"{path} is a folder, not a Python file")
-    if not path.is_file():
-        siblings = [each.name for each in path.parent.glob("*.py")] if path.parent.is_dir() else []
+    if not os.path.isfile(path):
+        siblings = [each.name for each in path.parent.glob("*.py")] if os.path.isdir(path.parent) else []
         near = nearest(path.name, siblings)
         raise NotFound(f"there is no file {path}", f"did you mean {near}?" if near else "")
     return path
@@ -196,8 +197,8 @@ def _imported_file(path: Path, statement: ast.ImportFrom) -> Path | None:
     parts = statement.module.split(".") if statement.module else []
     if statement.level:
         base = path.parents[statement.level - 1].joinpath(*parts)
-    elif path.parent.joinpath(*parts).with_suffix(".py").is_file():
+    elif os.path.isfile(path.parent.joinpath(*parts).with_suffix(".py")):
         base = path.parent.joinpath(*parts)  # a sibling of a user's file
     else:
         return find_module(".".join(parts))
-    return next((each for each in (base.with_suffix(".py"), base / "__init__.py") if each.is_file()), None)
+    return next((each for each in (base.with_suffix(".py"), base / "__init__.py") if os.path.isfile(each)), None)

@@ -46,14 +46,14 @@ def resolve_model_path(path: str) -> str:
 def checkpoint_of(path: str) -> tuple[str, int] | None:
     """`RUN@500` as run directory and step; None for any other path, also for a folder that is really called so."""
     match = _CHECKPOINT.fullmatch(path)
-    if match is None or Path(path).is_dir() or path.startswith("builtin:"):
+    if match is None or os.path.isdir(path) or path.startswith("builtin:"):
         return None
     return match["run"], int(match["step"])
 
 
 def is_local(path: str) -> bool:
     """Whether a resolved model path is a place on this machine, and not a hub id."""
-    return os.path.isabs(path) or path.startswith((".", "~")) or Path(path).is_dir()
+    return os.path.isabs(path) or path.startswith((".", "~")) or os.path.isdir(path)
 
 
 def cached_snapshot(repository: str, revision: str | None = None) -> Path | None:
@@ -64,7 +64,7 @@ def cached_snapshot(repository: str, revision: str | None = None) -> Path | None
     except (OSError, ValueError):
         commit = revision or ""
     snapshot = folder / "snapshots" / commit
-    return snapshot if commit and snapshot.is_dir() else None
+    return snapshot if commit and os.path.isdir(snapshot) else None
 
 
 def _hub_cache() -> Path:
@@ -98,7 +98,7 @@ def read_model_config(path: str, revision: str | None = None) -> dict[str, Any] 
         return None
     adapter = read_json(folder / "adapter_config.json")
     base = adapter.get("base_model_name_or_path") if adapter else None
-    if isinstance(base, str) and base != path and not (folder / "config.json").exists():
+    if isinstance(base, str) and base != path and not os.path.exists(folder / "config.json"):
         return read_model_config(base)
     return read_json(folder / "config.json")
 
@@ -110,7 +110,7 @@ def weight_files(folder: Path) -> list[Path]:
     """Files of a model's weights, those that an index names included; the files need not be there."""
     for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
         whole = folder / f"{stem}{suffix}"
-        if whole.exists():
+        if os.path.exists(whole):
             return [whole]
         index = read_json(folder / f"{stem}{suffix}.index.json")
         if index and isinstance(index.get("weight_map"), Mapping):

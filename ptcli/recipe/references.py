@@ -130,9 +130,9 @@ def _checkpoints(run: Path) -> list[int]:
 
 
 def _missing_checkpoint(run: Path, step: int, key: KeyPath) -> Problem | None:
-    if not run.is_dir():
+    if not os.path.isdir(run):
         return Problem(f"there is no run directory {run}", _near_sibling(run), key)
-    if (run / f"checkpoint-{step}").is_dir():
+    if os.path.isdir(run / f"checkpoint-{step}"):
         return None
     there = _checkpoints(run)
     fix = f"it has {', '.join(map(str, there))}" if there else "it has no checkpoints"
@@ -140,17 +140,17 @@ def _missing_checkpoint(run: Path, step: int, key: KeyPath) -> Problem | None:
 
 
 def _check_folder(folder: Path, key: KeyPath, *, tokenizer: bool) -> list[Problem]:
-    if not folder.is_dir():
-        if folder.exists():
+    if not os.path.isdir(folder):
+        if os.path.exists(folder):
             return [Problem(f"{folder} is a file, not the folder of a model", _file_fix(folder), key)]
         return [Problem(f"there is no model folder {folder}", _near_sibling(folder), key)]
-    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+    if os.path.exists(folder / "adapter_config.json") and not os.path.exists(folder / "config.json"):
         return [Problem(f"{folder} is a PEFT adapter: {_ADAPTERS}", "merge it into its base first", key)]
     found = [_config_problem(folder, key)] if not read_json(folder / "config.json") else []
     if found:
         return found
     problems = [Problem(f"{folder}: {message}", fix, key) for message, fix in _weight_problems(folder)]
-    if tokenizer and not any((folder / name).exists() for name in _TOKENIZERS):
+    if tokenizer and not any(os.path.exists(folder / name) for name in _TOKENIZERS):
         problems.append(
             Problem(f"{folder} has no tokenizer", "put tokenizer.json and tokenizer_config.json there", key)
         )
@@ -164,7 +164,7 @@ def _file_fix(path: Path) -> str:
 def _config_problem(folder: Path, key: KeyPath) -> Problem:
     """Why a folder without a usable config.json is not a model."""
     config = folder / "config.json"
-    if config.exists():
+    if os.path.exists(config):
         return Problem(f"{config} {_unreadable(config) or 'is not a JSON mapping'}", "", key)
     steps = _checkpoints(folder)
     if steps:
@@ -179,12 +179,12 @@ def _weight_problems(folder: Path) -> Iterator[tuple[str, str]]:
     files = weight_files(folder)
     if not files:
         yield "there are no weights (model.safetensors)", ""
-    missing = [path.name for path in files if not path.exists()]
+    missing = [path.name for path in files if not os.path.exists(path)]
     if missing:
         rest = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         yield f"weights are missing: {missing[0]}{rest}", "copy or download the model again"
     for path in files:
-        if path.exists() and path.suffix == ".safetensors":
+        if os.path.exists(path) and path.suffix == ".safetensors":
             try:
                 read_header(path)
             except BadWeights as error:
@@ -196,8 +196,8 @@ def _weight_problems(folder: Path) -> Iterator[tuple[str, str]]:
 
 def _check_template(template: str, key: KeyPath) -> list[Problem]:
     path = Path(template)
-    if path.is_absolute() or path.is_file():
-        if path.is_file():
+    if path.is_absolute() or os.path.isfile(path):
+        if os.path.isfile(path):
             why = _unreadable(path)
             return [Problem(f"the chat template {path} {why}", "", key)] if why else []
         return [Problem(f"there is no chat template {path}", _near_sibling(path), key)]

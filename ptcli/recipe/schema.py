@@ -26,7 +26,7 @@ _NUMBER: Schema = {
 }
 _BOOLEAN: Schema = {
     "type": "string",
-    "pattern": r"\$\{.+\}|^(yes|no|on|off)$",
+    "pattern": r"\$\{.+\}|^([Yy]es|YES|[Nn]o|NO|[Oo]n|ON|[Oo]ff|OFF)$",
     "description": "YAML 1.1's other words for true and false, or a reference, as `${name}`.",
 }
 _MODELS = ("model", "ref_model", "reward_model", "value_model", "teacher")
@@ -49,6 +49,8 @@ def recipe_schema(method: str | None = None) -> Schema:
     properties["peft"] |= _peft()
     _fill(definitions["ModelSpec"], "quantization", _section(["transformers:BitsAndBytesConfig"], None), null=True)
     _fill(definitions["RolloutsSpec"], "engine", _section(["vllm:serve"], method))
+    # `OMP_NUM_THREADS: 8` needs no quotes: what was written is the text.
+    definitions["LaunchSpec"]["properties"]["env"]["additionalProperties"]["type"] = ["string", "number", "boolean"]
     _free_of_extended(schema, definitions, row)
     schema["properties"] = {"extends": _EXTENDS, **properties}
     return _finished(schema, row)

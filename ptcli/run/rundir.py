@@ -193,7 +193,7 @@ class RunDirectory:
             problem = f"{self.path} is no place for a run, which wants a folder of its own"
         elif self.path.is_symlink() and not self.path.exists():
             problem = f"{self.path} is a link to {os.readlink(self.path)}, which is not there"
-        nearest = next(path for path in (self.path, *self.path.parents) if path.exists())
+        nearest = next(path for path in (self.path, *self.path.parents) if os.path.exists(path))
         if problem:
             pass
         elif not nearest.is_dir():

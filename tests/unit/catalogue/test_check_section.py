@@ -379,3 +379,11 @@ def test_reading_it_imports_no_library_and_takes_milliseconds() -> None:
         "assert not {'torch', 'transformers', 'trl', 'peft', 'accelerate', 'vllm', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_whole_number_where_quantization_wants_a_float() -> None:
+    clean, problems = check_section(
+        "transformers:BitsAndBytesConfig", {"llm_int8_threshold": 6}, ("model", "quantization"), method="sft"
+    )
+    assert problems == []
+    assert type(clean["llm_int8_threshold"]) is float

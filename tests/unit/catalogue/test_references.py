@@ -346,6 +346,15 @@ def test_function_that_takes_all_that_is_passed_by_one_trainer_and_not_by_anothe
     assert "does not take `log_extra`" in only(method=method, **reward(f"{rewards}:unlogged")).message
 
 
+def test_names_that_are_too_long_for_a_file_are_not_there() -> None:
+    long = "x" * 300
+    none(model={"path": f"{long}/x"})
+    assert "no model folder" in only(model={"path": f"/{long}"}).message
+    assert "no run directory" in only(model={"path": f"/{long}@5"}).message
+    assert "no chat template" in only(model={"path": "builtin:tiny", "chat_template": long}).message
+    assert "no file" in only(**reward(f"/{long}.py:f")).message
+
+
 def test_reward_of_trl_without_its_module() -> None:
     assert only(**reward("accuracy_reward")).fix == "write `trl.rewards:accuracy_reward`"
     none(**reward("gpt2"))

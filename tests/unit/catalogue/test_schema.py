@@ -124,6 +124,12 @@ def test_references_and_numbers_as_text_are_allowed_wherever_a_scalar_is() -> No
     assert errors("grpo", recipe) == []
 
 
+def test_what_the_loader_takes_without_quotes_is_taken_here_too() -> None:
+    schema = recipe_schema("sft")
+    written = {"training": {"bf16": "Yes", "packing": "OFF"}, "launch": {"env": {"OMP_NUM_THREADS": 8, "A": False}}}
+    assert not list(Draft202012Validator(schema).iter_errors({"extends": "base.yaml", **written}))
+
+
 def test_only_what_is_built_is_offered() -> None:
     assert set(recipe_schema()["properties"]) == {"extends", *Recipe.model_fields}
 
