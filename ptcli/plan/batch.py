@@ -47,7 +47,7 @@ def batch_of(recipe: Recipe, world: int, rows: int | None = None) -> Batch:
         "global_batch_size": per_device * accumulation * world,
     }
     more, problems = _ARITHMETIC[METHODS[recipe.method].batching](recipe, sizes, rows)
-    return Batch(MappingProxyType(sizes | more | _duration(recipe)), tuple(problems))
+    return Batch(MappingProxyType(sizes | _duration(recipe) | more), tuple(problems))
 
 
 def batch_at_any_size(recipe: Recipe, rows: int | None = None) -> list[Problem]:
@@ -179,6 +179,9 @@ def _ppo(recipe: Recipe, sizes: dict[str, int], rows: int | None) -> tuple[dict[
         return {}, [wrong]
     local = sizes[_PER_DEVICE] * sizes[_ACCUMULATION]
     more = {"num_mini_batches": parts, "local_batch_size": local}
+    episodes = argument(recipe, "total_episodes", 0)
+    if episodes > 0:  # wins over epochs, and max_steps is not read
+        more["max_steps"] = math.ceil(episodes / sizes["global_batch_size"])
     if local % parts:
         message = f"{_PER_DEVICE} x {_ACCUMULATION} = {local} sequences cannot be cut into {parts} mini-batches"
         fix = f"legal num_mini_batches: {_listed([1, *divisors(local)])}"

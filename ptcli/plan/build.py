@@ -10,7 +10,14 @@ from ptcli.errors import Problem
 from ptcli.plan.accelerate import Counts, config_files, conflicts, mixed_precision
 from ptcli.plan.arguments import argument
 from ptcli.plan.batch import Batch, batch_at_any_size, batch_of
-from ptcli.plan.launch import ACCELERATE_FILE, RECIPE_FILE, main_address, rollouts_step, trainer_steps
+from ptcli.plan.launch import (
+    ACCELERATE_FILE,
+    RECIPE_FILE,
+    environment_problems,
+    main_address,
+    rollouts_step,
+    trainer_steps,
+)
 from ptcli.plan.layout import Layout, decide_device, decide_layout, uses_server
 from ptcli.plan.memory import memory_facts
 from ptcli.plan.model import Machine, Plan, Server, Step
@@ -55,7 +62,11 @@ def build_plan(recipe: Recipe, machine: Machine, *, output_dir: Path, server_onl
     output_dir = output_dir.absolute()
     device, _ = decide_device(recipe, machine)
     recipe = with_defaults(recipe, device or recipe.launch.device)
-    problems = mode_problems(recipe) + (_needs_no_server(recipe) if server_only else [])
+    problems = (
+        mode_problems(recipe)
+        + environment_problems(recipe.launch.env)
+        + (_needs_no_server(recipe) if server_only else [])
+    )
     layout, wrong = decide_layout(recipe, machine, trains=not server_only)
     decided, more = _decide(recipe, machine, layout, output_dir)
     problems += wrong + more + ([] if server_only else _trainer_problems(recipe, layout))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from ptcli.errors import Problem
 from ptcli.plan.gpus import tokens
 from ptcli.plan.layout import Layout
 from ptcli.plan.model import Machine, Server, Step
@@ -28,6 +30,28 @@ processes, which ours would take for theirs, and a key that TRL's client cannot 
 
 RECIPE_FILE = "recipe.resolved.yaml"
 ACCELERATE_FILE = "accelerate.yaml"
+
+
+_OWNED = {
+    "CUDA_VISIBLE_DEVICES": "say launch.gpus and rollouts.gpus",
+    "CUDA_DEVICE_ORDER": "set it in the environment of ptcli, which then counts the GPUs that way",
+    "VLLM_SERVER_DEV_MODE": "leave it out: without it the server cannot take new weights",
+    **dict.fromkeys(("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "PTCLI_RUN_ID"), "leave it out"),
+}
+"""Variables that the plan decides, for each process its own, and what to do instead of setting them."""
+
+
+def environment_problems(env: Mapping[str, str]) -> list[Problem]:
+    """What is wrong with `launch.env`: variables that are the plan's, and names that are none."""
+    problems = []
+    for name in env:
+        key = ("launch", "env", name)
+        if name in _OWNED:
+            problems.append(Problem(f"launch.env: {name} is decided by the plan", _OWNED[name], key))
+        elif not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            message = f"launch.env: {name!r} is no name of an environment variable"
+            problems.append(Problem(message, "use letters, digits and underscores", key))
+    return problems
 
 
 def inherited(environ: Mapping[str, str]) -> dict[str, str]:

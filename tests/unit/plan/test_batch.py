@@ -230,3 +230,8 @@ def test_the_key_of_a_problem_is_one_that_the_recipe_has(recipe_of: Recipes) -> 
 def test_what_trl_would_divide_by_or_send_is_at_least_one(grpo: Recipe, name: str) -> None:
     (problem,) = batch(grpo, **{name: 0}).problems
     assert problem.key == ("training", name)
+
+
+def test_ppo_counts_episodes(recipe_of: Recipes) -> None:
+    recipe = recipe_of("ppo", training={"total_episodes": 1000, "per_device_train_batch_size": 8})
+    assert batch_of(recipe, 4).sizes["max_steps"] == 32

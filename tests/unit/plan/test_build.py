@@ -446,6 +446,13 @@ def test_the_whole_run_by_hand(plan_of: Plans, tmp_path: Path, pasted: bool) -> 
     assert log.read_text().split("\n") == ["server 0", "trainer 1 ", "stopped", ""]
 
 
+@pytest.mark.parametrize("name", ["CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "WORLD_SIZE", "two words", "A=B", ""])
+def test_the_environment_cannot_undo_the_plan(plan_of: Plans, name: str) -> None:
+    """CUDA_VISIBLE_DEVICES for both sides would put trainer and server on the same GPUs."""
+    (problem,) = plan_of("grpo", rollouts={"gpus": 1}, launch={"env": {"NCCL_DEBUG": "INFO", name: "0"}}).problems
+    assert problem.key == ("launch", "env", name)
+
+
 def test_what_another_launcher_left_is_not_inherited() -> None:
     assert inherited({**STRANGE, "HOME": "/root", "HF_TOKEN": "x"}) == {"HOME": "/root", "HF_TOKEN": "x"}
 
