@@ -24,6 +24,7 @@ from ptcli.recipe.overrides import Override, apply_overrides, parse_overrides
 from ptcli.recipe.paths import absolute
 from ptcli.recipe.references import check_references
 from ptcli.recipe.requirements import (
+    contradictions,
     empty_names,
     fraction_out_of_range,
     missing_sections,
@@ -160,6 +161,7 @@ def _check_sections(method: Method, tree: Table, values: dict[str, Any]) -> list
         problems += refused_backend(method, values["rollouts"])
     problems += [*fraction_out_of_range(values["data"]), *empty_names(values)]
     problems += check_libraries(method, tree, values)
+    problems += contradictions(values, faulty={problem.key for problem in problems})
     return problems
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Any, get_args
 
-from ptcli.errors import Problem
+from ptcli.errors import KeyPath, Problem
 from ptcli.methods import METHODS, Method
 from ptcli.methods import Section as SectionName
 from ptcli.recipe.suggest import nearest
@@ -74,6 +74,27 @@ def fraction_out_of_range(data: dict[str, Any]) -> Iterator[Problem]:
             f"`data.eval` as a number is the share of the training rows to hold out, between 0 and 1, not {share:g}"
         )
         yield Problem(message, "write for example 0.05, or a list of sources", key=("data", "eval"))
+
+
+def contradictions(values: dict[str, Any], faulty: Collection[KeyPath]) -> Iterator[Problem]:
+    """Problems of training arguments that transformers refuses together, which would end the run after its start.
+
+    What goes with a key that is `faulty` cannot be told.
+    """
+    training = values.get("training", {})
+    for first, second in (("bf16", "fp16"), ("bf16_full_eval", "fp16_full_eval")):
+        if training.get(first) is True and training.get(second) is True:
+            message = f"`training.{first}` and `training.{second}` exclude each other"
+            yield Problem(message, "set one of them", ("training", second))
+    # As `ptcli.train.config` has it: rows to evaluate on are used.
+    usual = "no" if values["data"].get("eval") is None else "steps" if "eval_steps" in training else "epoch"
+    save, evaluate = training.get("save_strategy", "steps"), training.get("eval_strategy", usual)
+    known = not {("training", "save_strategy"), ("training", "eval_strategy")} & set(faulty)
+    if known and training.get("load_best_model_at_end") is True and save not in ("best", evaluate):
+        message = (
+            f"`training.load_best_model_at_end` needs save_strategy {save} and eval_strategy {evaluate} to be the same"
+        )
+        yield Problem(message, "give both the same value", ("training", "load_best_model_at_end"))
 
 
 def empty_names(values: dict[str, Any]) -> Iterator[Problem]:

@@ -165,6 +165,30 @@ KEYS = [
 ]
 
 TYPES = [
+    Broken(
+        "both half precisions",
+        GOOD + "training: {bf16: true, fp16: true}\n",
+        [
+            error("4:24", "`training.bf16` and `training.fp16`"),
+        ],
+    ),
+    Broken(
+        "best model without evaluation",
+        GOOD + "training: {load_best_model_at_end: true}\n",
+        [
+            error("4:12", "save_strategy steps and eval_strategy no"),
+        ],
+    ),
+    Broken(
+        "best model of every epoch, saved by steps",
+        GOOD.replace("]}", "], eval: 0.1}") + "training: {load_best_model_at_end: true}\n",
+        [error("4:12", "save_strategy steps and eval_strategy epoch")],
+    ),
+    Broken(
+        "best model with a misspelt strategy",
+        GOOD + "training: {load_best_model_at_end: true, save_strategy: epoch, eval_strategy: epochs}\n",
+        [error("4:64", 'did you mean "epoch"')],
+    ),
     Broken("section that is a list", GOOD + "training: [1]\n", [error("4:1", "must be a mapping", "not a list")]),
     Broken("model as text", GOOD.replace("{path: builtin:tiny}", "x"), [error("2:1", "must be a mapping", "text 'x'")]),
     Broken("train as mapping", GOOD.replace("[{", "{").replace("}]", "}"), [error("3:8", "must be a list", "mapping")]),

@@ -265,3 +265,11 @@ def test_override_of_extends(load: Load, folder: Path) -> None:
 
 def test_override_with_null(load: Load) -> None:
     assert load(GOOD + "peft: {r: 8}\n", "peft=").require().peft is None
+
+
+@pytest.mark.parametrize(
+    "training", ["save_strategy: epoch", "eval_steps: 5", "save_strategy: best", "eval_strategy: steps"]
+)
+def test_best_model_needs_evaluation_where_it_saves(load: Load, training: str) -> None:
+    text = GOOD.replace("]}", "], eval: 0.1}") + f"training: {{load_best_model_at_end: true, {training}}}\n"
+    assert load(text).problems == ()
