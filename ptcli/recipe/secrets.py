@@ -23,8 +23,10 @@ _KEYS = re.compile(
     r"(^|_)((hub|hf|auth|access|api|bearer|wandb|github|session|refresh)_token|(api|access|private|secret)_?key"
     r"|secret|password|passwd|passphrase|credentials?)$|^token$|^use_auth_token$"
 )
+# A token has one long run of characters; `hf_alpaca20k` and `sk-learn-classifier-2` are names.
 _VALUES = re.compile(
-    r"\bhf_[A-Za-z0-9]{8,}|\bsk-[A-Za-z0-9_-]{16,}|\b(ghp|gho|ghs|ghu|github_pat|glpat|xoxb|xoxp)[_-][A-Za-z0-9_-]{16,}"
+    r"\bhf_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_]{16,}|\bsk-(proj|ant|or|svcacct)-[A-Za-z0-9_-]{16,}"
+    r"|\b(ghp|gho|ghs|ghu|github_pat|glpat|xoxb|xoxp)[_-][A-Za-z0-9_-]{16,}"
     r"|\bAKIA[0-9A-Z]{16}\b|\bwandb_v[0-9]_[A-Za-z0-9_]{16,}|-----BEGIN [A-Z ]*PRIVATE KEY|://[^/@\s:]+:[^/@\s]+@"
 )
 _MARKER = re.compile(r"<[^<>\s]+>")

@@ -76,6 +76,7 @@ def test_other_names(name: str) -> None:
         "launch: {env: {HF_HOME: /x/hf_cache, A_TOKEN: ''}}\n",
         "training: {include_num_input_tokens_seen: true, hub_token: null, eos_token: x}\n",
         "data: {train: [{path: 'builtin:arithmetic-messages', rename: {password: prompt, token: text}}]}\n",
+        "training: {hub_model_id: me/hf_alpaca20k, run_name: sk-learn-classifier-finetune-run-2}\n",
         "callbacks: [{use: 'watch:Watch', args: {token: </think>, stop_token: <|im_end|>}}]\n",
     ],
 )
