@@ -23,6 +23,8 @@ _REPEATED = frozenset({"middleware"})
 _WITHOUT_NO_FORM = frozenset(
     {"headless", "grpc", "data_parallel_multi_port_external_lb", "disable_log_stats", "aggregate_engine_logging"}
 )
+_GLOO_PLUGIN = "ptcli_gloo"
+"""Our entry point among `vllm.general_plugins` (pyproject.toml)."""
 _OTHER_REPOSITORIES = frozenset({"tokenizer", "hf_config_path", "speculative_config", "lora_modules"})
 """Engine flags that may name a hub model although the served one is local."""
 
@@ -184,6 +186,8 @@ def _cpu_environment(engine: Mapping[str, Any]) -> dict[str, str]:
         # a third import of torch and vLLM: 7 s and 1 GB.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     }
+    if "VLLM_PLUGINS" in os.environ:  # the caller's choice of plugins, which would leave out our weight transfer
+        env["VLLM_PLUGINS"] = ",".join(filter(None, (os.environ["VLLM_PLUGINS"], _GLOO_PLUGIN)))
     if engine.get("enforce_eager") is not False:
         # vLLM compiles a few small functions (ranks of log-probabilities) even in eager mode, at the first request:
         # on a CPU through g++, 20 s and longer.

@@ -86,6 +86,14 @@ def test_cpu_command():
     assert env["TORCH_COMPILE_DISABLE"] == "1"
 
 
+@pytest.mark.parametrize(("chosen", "loaded"), [("theirs", "theirs,ptcli_gloo"), ("", "ptcli_gloo")])
+def test_the_callers_choice_of_plugins_does_not_leave_out_ours(monkeypatch, chosen, loaded):
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+    assert "VLLM_PLUGINS" not in command(device="cpu")[1]
+    monkeypatch.setenv("VLLM_PLUGINS", chosen)
+    assert command(device="cpu")[1]["VLLM_PLUGINS"] == loaded
+
+
 def test_revision_and_remote_code_only_when_asked_for():
     argv, _ = command(revision="abc123", trust_remote_code=True)
     assert value(argv, "--revision") == "abc123"
