@@ -95,6 +95,12 @@ def _output_dir(request: Request, recipe: Recipe) -> Path:
 
 
 def _once(problems: Sequence[Problem]) -> list[Problem]:
-    """Problems without repeats, in the order of the files they are in."""
+    """Problems without repeats, file by file in the order of their first problems; those of no file come last."""
     unique = list(dict.fromkeys(problems))
-    return sorted(unique, key=lambda p: (p.where.file, p.where.line, p.where.column) if p.where else ("", 0, 0))
+    files = list(dict.fromkeys(problem.where.file for problem in unique if problem.where))
+
+    def place(problem: Problem) -> tuple[int, int, int]:
+        where = problem.where
+        return (files.index(where.file), where.line, where.column) if where else (len(files), 0, 0)
+
+    return sorted(unique, key=place)

@@ -70,7 +70,7 @@ class Converter:
             meant = any(is_meant(other, name, _place(cls, key)) for other in others)
             if name not in node.entries and not meant:
                 place = f" in `{dotted(key)}`" if key else ""
-                self.refuse((*key, name), f"`{name}` is missing{place}", _first_line(field.description))
+                self.refuse((*key, name), f"`{name}` is missing{place}", f"add it: {_first_line(field.description)}")
             if (cls, name) in _STAND_INS:
                 values[name] = _STAND_INS[cls, name]
 
