@@ -33,12 +33,15 @@ STEPS_LIMIT = 5
 """The same in median steps."""
 LOADING_LIMIT = 1800.0
 """Seconds without a sign of life, as long as models are loaded or saved."""
-PULSE_INTERVAL = 10.0
+PULSE_INTERVAL = 5.0
 """Seconds between two looks at the server."""
+PULSE_RETRY = 1.0
+"""The same after a look that failed."""
 PULSE_PATIENCE = 120.0
 """Seconds that an answer may take: the engine may be receiving weights."""
 PULSE_FAILURES = 2
 """Looks in a row that must fail."""
+SILENCE = "the rollout server does not answer"
 _STACKS_SECONDS = 3.0
 """For the stacks of all processes together: the teardown has to wait for them."""
 _MOST_STACKS = 40
@@ -156,14 +159,15 @@ class Pulse:
 
     def complaint(self, now: float) -> str | None:
         """What is wrong; None as long as nothing is. Never blocks."""
-        if self._call is None and now - self._asked >= PULSE_INTERVAL:
+        interval = min(PULSE_RETRY, PULSE_INTERVAL) if self._failures else PULSE_INTERVAL
+        if self._call is None and now - self._asked >= interval:
             self._asked, self._call = now, Background(ask_engine, self._server, self.patience)
         elif self._call is not None and self._call.done():
             self._judge(self._call)
             self._asked, self._call = now, None
         if len(self._failures) < PULSE_FAILURES:
             return None
-        return f"the rollout server does not answer: {self._failures[-1]}"
+        return f"{SILENCE}: {self._failures[-1]}"
 
     def _judge(self, call: Background) -> None:
         try:

@@ -31,6 +31,10 @@ _NOISE = re.compile(r"nanobind|^ - (?:leaked|\.\.\. skipped)|resource_tracker|wa
 """What interpreters say when they end, and nobody can use."""
 _COMMAND = re.compile(r"\S*CalledProcessError: Command .*?(?=(?:died with|returned non-zero exit status) )")
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
+_KILLED_RANK = re.compile(
+    r"^  rank +: (\d+) .*\n(?:  .*\n){0,3}?  traceback : Signal (\d+) \((SIG(?:KILL|SEGV|BUS|ILL|FPE))\)", re.MULTILINE
+)
+"""What torchrun reports of a worker that a signal ended. Not SIGTERM and SIGABRT, which come of other failures."""
 _LONGEST = 400
 
 
@@ -41,13 +45,16 @@ def tail(log: Path, lines: int = 20) -> list[str]:
 
 
 def first_error(log: Path) -> str | None:
-    """The line that says what went wrong first: what ptcli's worker says, the end of the first traceback, or the first
-    line that looks like it.
+    """The line that says what went wrong first: a killed worker of several, what ptcli's worker says, the end of the
+    first traceback, or the first line that looks like it.
 
     Of a chain of exceptions it is the last one, which is what the program that raised it had to say. What a launcher
     says of a child that died comes last, whatever its place.
     """
     raw = _read(log)
+    if killed := _KILLED_RANK.search("\n".join(raw)):  # the others only tell that it is gone
+        rank, number, name = killed.groups()
+        return f"rank {rank} died of signal {number} ({name})"
     raised = _raised([_PREFIX.sub("", line) for line in raw])
     plain = [_PREFIX.sub("", line).strip() for line in raw if _PLAIN.search(line)]
     own = [line for line in plain if line.startswith(_OWN)]

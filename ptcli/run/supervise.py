@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ptcli.errors import Interrupted, PtcliError, WorkError
 from ptcli.run.health import (
+    SILENCE,
     Background,
     Heartbeat,
     Pulse,
@@ -88,7 +89,7 @@ def supervise(plan: Plan, rundir: RunDirectory, *, view: View) -> Status:
         view.fail(status.cause or "", list(_details(rundir, ending.guilty)))
     elif ending.cause:
         view.say(ending.cause)
-    if plan.server and plan.server.external and ending.state != "finished":
+    if plan.server and plan.server.external and ending.state != "finished" and "trainer" in processes.groups:
         # A trainer that ends inside a weight update leaves its weights on the meta device (vLLM 0.27).
         view.say(f"restart the rollout server at {plan.server.url} before you use it again: its weights may be torn")
     view.close()
@@ -199,7 +200,8 @@ class Run:
     def _give_up(self, complaint: str) -> NoReturn:
         """End a run that hangs, after a note of what both sides are doing. Takes about 3 s."""
         self.view.say(f"{complaint}; writing stacks to {self.rundir.logs}")
-        question = Background(ask_engine, self.plan.server, 2.0) if self.plan.server else None
+        unknown = self.plan.server and not complaint.startswith(SILENCE)
+        question = Background(ask_engine, self.plan.server, 2.0) if unknown else None
         self.processes.record()
         dump_stacks((self.rundir.logs / f"stacks-{g.name}.txt", g.alive()) for g in self.processes.groups.values())
         errors = ((side, first_error(self.rundir.log(side))) for side in SIDES)
@@ -299,7 +301,7 @@ def _silence(question: Background | None) -> Iterable[str]:
         if question:
             question.result()
     except WorkError as error:
-        yield f"the rollout server does not answer ({error})"
+        yield f"{SILENCE} ({error})"
 
 
 def _death(side: str, code: int, error: str) -> str:

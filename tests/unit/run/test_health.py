@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ptcli.plan.model import Server
+from ptcli.run import health
 from ptcli.run.health import Background, Heartbeat, Watchdog, dump_stacks, read_heartbeat
 
 from .conftest import python
@@ -131,3 +134,20 @@ def test_stacks_never_wait_for_a_stopped_process(tmp_path: Path) -> None:
     assert "where" in text
     assert "(stopped)" in text
     assert text.count("=== process") == 4
+
+
+def test_a_look_that_failed_is_repeated_soon() -> None:
+    """A refused connection must not cost two whole intervals."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        server = Server(f"http://127.0.0.1:{closed.getsockname()[1]}", "tiny", "float32", 128, 1, 1, "gloo", 20)
+        now = health.PULSE_INTERVAL
+        pulse = health.Pulse(server, None, 0.0)
+        for _ in range(health.PULSE_FAILURES):
+            assert pulse.complaint(now) is None  # asks
+            assert pulse._call is not None
+            pulse._call._thread.join()
+            complaint = pulse.complaint(now)  # takes the answer
+            now += health.PULSE_RETRY
+    assert complaint is not None
+    assert complaint.startswith(health.SILENCE)

@@ -67,6 +67,27 @@ RANKS = """\
 [rank1]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB
 torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
 """
+KILLED_RANK = """\
+[rank0]: Traceback (most recent call last):
+[rank0]: RuntimeError: Read error: Connection reset by peer.
+error: RuntimeError: Read error: Connection reset by peer.
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+============================================================
+ptcli.train.worker FAILED
+Failures:
+[1]:
+  time      : 2026-11-22_21:07:44
+  rank      : 1 (local_rank: 1)
+  exitcode  : -9 (pid: 24571)  (SIGKILL)
+  error_file: <N/A>
+  traceback : Signal 9 (SIGKILL) received by PID 24571
+Root Cause (first observed failure):
+[0]:
+  rank      : 0 (local_rank: 0)
+  exitcode  : 1 (pid: 24570)
+  error_file: <N/A>
+  traceback : To enable traceback see: https://pytorch.org/docs/stable/elastic/errors.html
+"""
 IGNORED = (
     """\
 Exception ignored in: <function Pool.__del__ at 0x7f>
@@ -87,6 +108,7 @@ AttributeError: 'NoneType' object has no attribute 'close'
         (KILLED_CHILD, "its process died with <Signals.SIGKILL: 9>."),
         (VLLM, "NotImplementedError: meta tensors"),
         (LOST_ENGINE, "[shutdown] MPClient: engine core exited unexpectedly; cleanup"),
+        (KILLED_RANK, "rank 1 died of signal 9 (SIGKILL)"),
         (RANKS, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"),
         (IGNORED, "ValueError: no such answer"),
         ("vllm: error: unrecognized arguments: --foo\n", "vllm: error: unrecognized arguments: --foo"),

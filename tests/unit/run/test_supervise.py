@@ -223,6 +223,7 @@ def test_external_server_that_is_not_there(lab: Lab) -> None:
     status = lab.run(plan)
     assert status.exit_code == 1
     assert not lab.rundir.log("trainer").exists()
+    assert "restart the rollout server" not in lab.output.getvalue()
 
 
 @pytest.mark.parametrize(
