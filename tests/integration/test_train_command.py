@@ -105,7 +105,7 @@ def test_a_second_run_is_refused_and_overwritten_on_request(
     recipe, run = root / "recipes/sft.yaml", tmp_path / "run"
     arguments = ("train", recipe, "launch.device=cpu", "model.path=builtin:tiny", "training.bf16=false")
     data = ("data.train.0.path=builtin:arithmetic-messages", "data.eval=null", "training.eval_strategy=no")
-    few = ("training.max_steps=1", "training.save_strategy=no", "training.max_length=64", f"output_dir={run}")
+    few = ("training.max_steps=1", "training.save_strategy=no", "training.max_length=256", f"output_dir={run}")
     assert ptcli_process(*arguments, *data, *few).code == 0
     before = (run / "status.json").read_text()
     refused = ptcli_process(*arguments, *data, *few)
