@@ -14,6 +14,7 @@ from ptcli.recipe.model import GPUs
 
 ROLLOUTS: KeyPath = ("rollouts", "gpus")
 LAUNCH: KeyPath = ("launch", "gpus")
+_WITHOUT_SERVER = ", or let the trainer generate itself with rollouts.backend: transformers"
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,10 @@ def _count(machine: Machine, count: int, pool: tuple[int, ...], key: KeyPath, ta
 def _too_many(machine: Machine, count: int, pool: tuple[int, ...], key: KeyPath, taken: tuple[int, ...]) -> Problem:
     wanted = f"{_name(key)} asks for {count} GPU{'s' if count > 1 else ''}"
     if not taken:
-        return Problem(f"{wanted}, but {seen(machine)}", "ask for fewer", key)
+        fix = "ask for fewer" + (_WITHOUT_SERVER if key == ROLLOUTS else "")
+        return Problem(f"{wanted}, but {seen(machine)}", fix, key)
     left = f"rollouts take {len(taken)} of them" + (f", which leaves {len(pool)}" if pool else ", which leaves none")
-    fix = "give one side fewer, or let the trainer generate itself with rollouts.backend: transformers"
+    fix = f"give one side fewer{_WITHOUT_SERVER}"
     if not pool:
         wanted = "the trainer needs at least 1 GPU of its own"
     return Problem(f"{wanted}, but {seen(machine)} and {left}", fix, key if pool else ROLLOUTS)

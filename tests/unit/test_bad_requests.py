@@ -23,7 +23,12 @@ ON_GPUS = GOOD.replace("rollouts: {backend: vllm}", "rollouts: {gpus: 2}").repla
 # name: (text of the recipe, further arguments, what the message says)
 CASES: dict[str, tuple[str | bytes, list[str], str]] = {
     "no GPU": (ON_GPUS, [], "no GPU"),
-    "more GPUs than seen": (ON_GPUS, ["--dry-run", "--assume-gpus", "3"], "GPU"),
+    "more GPUs than seen": (ON_GPUS, ["--dry-run", "--assume-gpus", "3"], "which leaves 1"),
+    "fewer GPUs than the server wants": (
+        ON_GPUS,
+        ["--dry-run", "--assume-gpus", "1"],
+        "rollouts.backend: transformers",
+    ),
     "overlapping lists": (
         ON_GPUS.replace("rollouts: {gpus: 2}", "rollouts: {gpus: [0, 1]}").replace("gpus: 2}", "gpus: [1, 2]}"),
         ["--dry-run", "--assume-gpus", "8"],
