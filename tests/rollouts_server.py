@@ -19,6 +19,17 @@ from ptcli.rollouts.command import server_command, trainer_environment
 from ptcli.rollouts.ready import wait_until_ready
 
 MODEL = str(model_path("builtin:tiny"))
+ON_GPUS = Server(
+    url="http://127.0.0.1:8123",
+    model="org/model",
+    dtype="bfloat16",
+    max_model_len=4096,
+    tensor_parallel_size=2,
+    data_parallel_size=2,
+    weight_transfer="nccl",
+    startup_timeout=1800,
+)
+"""A server on four GPUs, for tests of its command: it is never started."""
 
 
 def free_port() -> int:

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from ptcli.methods import METHODS
+from ptcli.recipe.by_hand import Schema, by_hand, choices_of
 from ptcli.recipe.catalogue import PATH
 
-Schema = dict[str, Any]
 Fields = dict[str, dict[str, Any]]
 
 LIBRARIES = ("trl", "transformers", "peft", "accelerate", "vllm")
@@ -100,82 +100,6 @@ def any_of(schemas: Iterable[Schema]) -> Schema:
     return branches[0] if len(branches) == 1 else {"anyOf": branches}
 
 
-# --- what the annotations do not say ---------------------------------------------------------------------------------
-
-_NUMBER_OR_NUMBERS: Schema = {"anyOf": [{"type": "array", "items": {"type": "number"}}, {"type": "number"}]}
-_DTYPES = ["bfloat16", "float16", "float32", "float64"]
-
-
-def _choices(*values: Any) -> Schema:
-    return {"enum": list(values)}
-
-
-_LOSSES: Mapping[str, tuple[str, ...]] = {
-    "trl:KTOConfig": ("kto", "apo_zero_unpaired"),
-    "trl.experimental.cpo:CPOConfig": ("sigmoid", "hinge", "ipo", "simpo", "alphapo"),
-    "trl.experimental.online_dpo:OnlineDPOConfig": ("sigmoid", "ipo"),
-    "trl.experimental.xpo:XPOConfig": ("sigmoid", "ipo"),
-    "trl.experimental.nash_md:NashMDConfig": ("sigmoid", "ipo"),
-}
-_GRPO_LIKE = ("trl:GRPOConfig", "trl.experimental.minillm:MiniLLMConfig")
-_SFT_LIKE = ("trl:SFTConfig", "trl.experimental.gkd:GKDConfig")
-_GRPO_LOSSES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo")
-_DPO_LOSSES = _choices(
-    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
-    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
-)  # fmt: skip
-
-BY_HAND: dict[tuple[str, str], Schema] = {
-    # Read in TRL's trainers: the strings that the code compares with, and what __post_init__ converts.
-    **{(name, "loss_type"): _choices(*losses) for name, losses in _LOSSES.items()},
-    **{(name, "loss_type"): _choices(*_GRPO_LOSSES) for name in _GRPO_LIKE},
-    **{(name, "loss_type"): _choices("nll", "dft", "chunked_nll", None) for name in _SFT_LIKE},
-    ("trl:DPOConfig", "loss_type"): {"anyOf": [{"type": "array", "items": _DPO_LOSSES}, _DPO_LOSSES]},
-    ("trl:DPOConfig", "f_divergence_type"): _choices("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"),
-    ("trl", "truncation_mode"): _choices("keep_start", "keep_end"),
-    ("trl", "packing_strategy"): _choices("bfd", "bfd_split", "wrapped", "bfd-requeue"),
-    ("trl", "scale_rewards"): _choices("group", "batch", "none", True, False),
-    ("trl", "importance_sampling_level"): _choices("token", "sequence"),
-    ("trl", "multi_objective_aggregation"): _choices("sum_then_normalize", "normalize_then_sum"),
-    ("trl", "vllm_importance_sampling_mode"): _choices(
-        "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"
-    ),
-    ("trl", "vllm_mode"): _choices("server", "colocate"),
-    ("trl.experimental", "beta"): _NUMBER_OR_NUMBERS,
-    ("trl.experimental", "alpha"): _NUMBER_OR_NUMBERS,
-    ("trl.experimental", "mixture_coef"): _NUMBER_OR_NUMBERS,
-    ("trl", "include_num_input_tokens_seen"): _choices("all", "non_padding", "no", True, False),
-    # `pissa_niter_16` and the like: the annotation lists the pattern itself.
-    **{(name, "init_lora_weights"): {"anyOf": [
-        {"enum": ["gaussian", "eva", "olora", "pissa", "corda", "loftq", "orthogonal", "mica", "lora_ga"]},
-        {"type": "boolean"}, {"type": "string", "pattern": "^pissa_niter_[0-9]+$"}]}
-       for name in ("peft:LoraConfig", "peft:AdaLoraConfig")},
-    ("peft:RoadConfig", "variant"): _choices("road_1", "road_2", "road_4"),
-    ("transformers:BitsAndBytesConfig", "bnb_4bit_compute_dtype"): _choices(*_DTYPES, None),
-    ("transformers:BitsAndBytesConfig", "bnb_4bit_quant_type"): _choices("fp4", "nf4"),
-    ("transformers:BitsAndBytesConfig", "bnb_4bit_quant_storage"):
-        _choices("float16", "float32", "int8", "uint8", "float64", "bfloat16", None),
-    ("transformers:BitsAndBytesConfig", "llm_int8_skip_modules"):
-        {"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "null"}]},
-}  # fmt: skip
-
-
-def _by_hand(class_name: str, field: str, schema: Schema) -> Schema:
-    """The hand-written schema for a field: of the class, else of a module it is in, else the one given.
-
-    A number or a list of them takes only the place of a list, so that `beta: float` stays a number.
-    """
-    exact = BY_HAND.get((class_name, field))
-    if exact is not None:
-        return exact
-    parts = class_name.partition(":")[0].split(".")
-    for length in range(len(parts), 0, -1):
-        found = BY_HAND.get((".".join(parts[:length]), field))
-        if found is not None and (found is not _NUMBER_OR_NUMBERS or schema.get("type") == "array"):
-            return found
-    return schema
-
-
 # --- help texts ------------------------------------------------------------------------------------------------------
 
 
@@ -231,9 +155,9 @@ def dataclass_fields(class_name: str, cls: Any) -> Fields:
         schema = schema_of(hints[field.name])
         choices = field.metadata.get("choices")
         if choices:
-            schema = _choices(*choices, *([None] if "null" in schema.get("type", ()) else []))
+            schema = choices_of(*choices, *([None] if "null" in schema.get("type", ()) else []))
         help_text = one_line(field.metadata.get("help") or "") or docs.get(field.name, "")
-        fields[field.name] = _entry(_by_hand(class_name, field.name, schema), _default(field), help_text)
+        fields[field.name] = _entry(by_hand(class_name, field.name, schema), _default(field), help_text)
     return fields
 
 
@@ -245,7 +169,7 @@ def signature_fields(class_name: str, cls: type) -> Fields:
         if parameter.kind is parameter.VAR_KEYWORD:
             continue
         schema = {"type": _SIMPLE[type(parameter.default)]} if parameter.default is not None else {}
-        fields[name] = _entry(_by_hand(class_name, name, schema), parameter.default, docs.get(name, ""))
+        fields[name] = _entry(by_hand(class_name, name, schema), parameter.default, docs.get(name, ""))
     return fields
 
 
@@ -361,7 +285,7 @@ def _reporters() -> list[str]:
 
 
 def _name_reporters(classes: Mapping[str, Fields]) -> None:
-    item = _choices("none", "all", *_reporters())
+    item = choices_of("none", "all", *_reporters())
     for fields in classes.values():
         fields["report_to"]["schema"] = {"anyOf": [item, {"type": "array", "items": item}, {"type": "null"}]}
 

@@ -103,5 +103,6 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
 
     @staticmethod
     def trainer_send_weights(iterator: Iterator[Any], trainer_args: Any) -> None:
-        """Not used: the trainer's side is `ptcli.rollouts.client`, which also watches the server's answer."""
-        raise NotImplementedError
+        """Refused. The base class demands it, but the trainer's side is `ptcli.rollouts.client`, which also watches the
+        server's answer meanwhile."""
+        raise RuntimeError("weights are sent over gloo by ptcli.rollouts.client")

@@ -6,19 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from ptcli.plan.model import Server
 from ptcli.rollouts.command import server_command
+from tests.rollouts_server import ON_GPUS as SERVER
 
-SERVER = Server(
-    url="http://127.0.0.1:8123",
-    model="org/model",
-    dtype="bfloat16",
-    max_model_len=4096,
-    tensor_parallel_size=2,
-    data_parallel_size=2,
-    weight_transfer="nccl",
-    startup_timeout=1800,
-)
 ON_A_CPU = replace(
     SERVER, dtype="float32", tensor_parallel_size=1, data_parallel_size=1, weight_transfer="gloo", max_model_len=None
 )

@@ -4,19 +4,8 @@ import json
 
 import pytest
 
-from ptcli.plan.model import Server
 from ptcli.rollouts.command import is_loopback, no_proxy, render_flag, server_command, trainer_environment
-
-SERVER = Server(
-    url="http://127.0.0.1:8000",
-    model="org/model",
-    dtype="bfloat16",
-    max_model_len=4096,
-    tensor_parallel_size=2,
-    data_parallel_size=2,
-    weight_transfer="nccl",
-    startup_timeout=1800,
-)
+from tests.rollouts_server import ON_GPUS as SERVER
 
 
 def command(server=SERVER, **changes):
@@ -25,7 +14,7 @@ def command(server=SERVER, **changes):
         "revision": None,
         "server": server,
         "host": "127.0.0.1",
-        "port": 8000,
+        "port": 8123,
         "gpus": ("4", "5", "6", "7"),
         "device": "cuda",
         "gpu_memory_utilization": None,
@@ -52,7 +41,7 @@ def test_gpu_command():
     argv, env = command()
     assert argv[:3] == ("vllm", "serve", "org/model")
     assert value(argv, "--host") == "127.0.0.1"
-    assert value(argv, "--port") == "8000"
+    assert value(argv, "--port") == "8123"
     assert value(argv, "--served-model-name") == "org/model"
     assert value(argv, "--dtype") == "bfloat16"
     assert value(argv, "--max-model-len") == "4096"
