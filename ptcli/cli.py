@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ptcli.errors import Interrupted, PtcliError, RequestError
-from ptcli.request import Request, plan_request
+from ptcli.request import Accepted, Request, accept, plan_request
 
 if TYPE_CHECKING:
     from ptcli.plan.model import Plan
@@ -82,11 +82,11 @@ def train(
     """
     if assume_gpus is not None and not dry_run:
         raise RequestError("--assume-gpus plans for a machine that is not this one; it needs --dry-run")
-    plan = plan_request(Request(recipe, tuple(overrides or ()), smoke, assume_gpus))
+    accepted = accept(Request(recipe, tuple(overrides or ()), smoke, assume_gpus))
     if dry_run:
-        _print_plan(plan, as_json)
+        _print_plan(accepted.plan, as_json)
     else:
-        _run(plan, overwrite=overwrite, as_json=as_json)
+        _run(accepted, overwrite=overwrite, as_json=as_json)
 
 
 @app.command("serve-rollouts", short_help="Run only the vLLM rollout server of a recipe.")
@@ -151,18 +151,22 @@ def _print_plan(plan: Plan, as_json: bool) -> None:
         typer.echo(render_text(plan))
 
 
-def _run(plan: Plan, *, overwrite: bool, as_json: bool) -> None:
+def _run(accepted: Accepted, *, overwrite: bool, as_json: bool) -> None:
     """Run a plan to its end and leave with its exit code."""
     from ptcli.run.panel import choose_view
+    from ptcli.run.preflight import preflight
     from ptcli.run.report import finished_lines
     from ptcli.run.rundir import RunDirectory
     from ptcli.run.supervise import supervise
 
+    plan, view, rundir = accepted.plan, choose_view(quiet=as_json), RunDirectory(accepted.plan.output_dir)
     if plan.nodes > 1:
         raise RequestError("launch.nodes: runs on more than one node can be planned (--dry-run) but not started yet")
     _print_notes(plan)
-    with RunDirectory(plan.output_dir).prepare(plan, overwrite=overwrite) as rundir:
-        status = supervise(plan, rundir, view=choose_view(quiet=as_json))
+    rundir.check(overwrite=overwrite, smoke=plan.smoke)
+    preflight(plan, accepted.sources, view=view)
+    with rundir.prepare(plan, overwrite=overwrite):
+        status = supervise(plan, rundir, view=view)
     with _unread_output_forgiven():
         if as_json:
             _print_json(status.as_dict())

@@ -12,6 +12,7 @@ from ptcli.errors import Problem, RequestError
 
 if TYPE_CHECKING:
     from ptcli.plan.model import Machine, Plan
+    from ptcli.recipe.loading import SourceMap
     from ptcli.recipe.model import Recipe
 
 SMOKE_NO_PROGRESS_SECONDS = 60.0
@@ -30,7 +31,21 @@ class Request:
     """Plan only the rollout server (`ptcli serve-rollouts`)."""
 
 
+@dataclass(frozen=True)
+class Accepted:
+    """A request that can be carried out, as far as can be told without the heavy libraries."""
+
+    plan: Plan
+    sources: SourceMap
+    """Where each key of the recipe was written, for what is found out later."""
+
+
 def plan_request(request: Request) -> Plan:
+    """The plan of `accept`."""
+    return accept(request).plan
+
+
+def accept(request: Request) -> Accepted:
     """Plan a run. Reads files and the machine; starts and writes nothing.
 
     Raises:
@@ -56,7 +71,7 @@ def plan_request(request: Request) -> Plan:
     if request.smoke:
         limit = recipe.guards.no_progress_seconds or SMOKE_NO_PROGRESS_SECONDS
         plan = replace(plan, smoke=True, no_progress_seconds=limit, notes=(*replacements, *plan.notes))
-    return plan
+    return Accepted(plan, loaded.sources)
 
 
 def _check_working_directory() -> None:

@@ -21,11 +21,11 @@ from ptcli.train.models import (
     base_path,
     is_adapter,
     load_model,
-    load_processor,
     peft_config,
     quantization_config,
 )
 from ptcli.train.objects import import_class
+from ptcli.train.processors import load_processor
 from ptcli.train.rewards import Reward, load_rewards
 
 SECTION_OF = {"reward_funcs": "rewards", "teacher_model": "teacher"}

@@ -8,8 +8,8 @@ from ptcli.methods import METHODS
 from ptcli.recipe.loading import load_recipe
 from ptcli.recipe.model import ModelSpec, Recipe
 from ptcli.train.config import training_arguments
-from ptcli.train.models import load_processor
 from ptcli.train.objects import import_class
+from ptcli.train.processors import load_processor
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 

@@ -226,7 +226,7 @@ def test_a_template_and_tokens_of_the_recipe_are_saved_with_the_model(tmp_path):
 
 def test_a_template_that_trl_ships_goes_by_its_name(tmp_path):
     from ptcli.recipe.model import ModelSpec
-    from ptcli.train.models import load_processor
+    from ptcli.train.processors import load_processor
 
     tokenizer = load_processor(ModelSpec(path="builtin:tiny", chat_template="qwen3"), generates=True)
     assert "<|im_start|>" in tokenizer.chat_template
@@ -237,7 +237,7 @@ def test_a_template_that_trl_ships_goes_by_its_name(tmp_path):
 
 def test_a_token_that_the_vocabulary_lacks_is_refused():
     from ptcli.recipe.model import ModelSpec
-    from ptcli.train.models import load_processor
+    from ptcli.train.processors import load_processor
 
     with pytest.raises(WorkError, match=r"model\.eos_token: `<nope>`"):
         load_processor(ModelSpec(path="builtin:tiny", eos_token="<nope>"), generates=False)
