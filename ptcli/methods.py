@@ -79,6 +79,8 @@ class Method:
     """Where completions can come from; empty when the method is not online or always generates by itself."""
     reward_arguments: tuple[str, ...] = ()
     """What the trainer passes to every reward function by keyword, besides the columns of the data."""
+    same_vocabulary: tuple[Section, ...] = ()
+    """Sections whose model reads or scores the policy's tokens as they are, and so must share its vocabulary."""
     head: Head = "causal_lm"
     arguments: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Trainer argument -> recipe section, where the two have different names."""
@@ -150,7 +152,7 @@ _ROWS = (
     Method(
         "ppo", "proximal policy optimisation", "trl.experimental.ppo:PPOTrainer", "trl.experimental.ppo:PPOConfig",
         (_D.PROMPT_ONLY,), "builtin:arithmetic", online=True, batching=Batching.PPO,
-        needs=("reward_model",), takes=("value_model", "ref_model"),
+        needs=("reward_model",), takes=("value_model", "ref_model"), same_vocabulary=("reward_model", "value_model"),
     ),
     Method(
         "reward", "reward model", "trl:RewardTrainer", "trl:RewardConfig",
@@ -163,19 +165,20 @@ _ROWS = (
     Method(
         "gkd", "generalised knowledge distillation", "trl.experimental.gkd:GKDTrainer",
         "trl.experimental.gkd:GKDConfig", (_D.LANGUAGE_MODELING,), "builtin:arithmetic-messages", online=True,
-        needs=("teacher",), arguments=MappingProxyType({"teacher_model": "teacher"}),
+        needs=("teacher",), same_vocabulary=("teacher",), arguments=MappingProxyType({"teacher_model": "teacher"}),
     ),
     Method(
         "minillm", "reverse-KL distillation", "trl.experimental.minillm:MiniLLMTrainer",
         "trl.experimental.minillm:MiniLLMConfig", (_D.PROMPT_ONLY,), "builtin:arithmetic", online=True,
         batching=Batching.GENERATION, smallest_group=1, needs=("teacher",), takes=("rewards",), backends=_ROLLOUTS,
-        reward_arguments=_LOGGED,
+        reward_arguments=_LOGGED, same_vocabulary=("teacher",),
         arguments=MappingProxyType({"teacher_model": "teacher"}),
     ),
     Method(
         "distillation", "on-policy distillation", "trl:DistillationTrainer", "trl:DistillationConfig",
         (_D.PROMPT_ONLY,), "builtin:arithmetic", online=True,
-        needs=("teacher",), backends=_ROLLOUTS, arguments=MappingProxyType({"teacher_model": "teacher"}),
+        needs=("teacher",), backends=_ROLLOUTS, same_vocabulary=("teacher",),
+        arguments=MappingProxyType({"teacher_model": "teacher"}),
     ),
 )  # fmt: skip
 
