@@ -20,6 +20,9 @@ POINTER = b"version https://git-lfs"
 """How the file begins that stands for one that Git LFS has not fetched."""
 
 
+ADAPTER_CONFIG = "adapter_config.json"
+
+
 class BadWeights(Exception):
     """A file of weights that cannot be what it should be. The message says why."""
 
@@ -49,6 +52,41 @@ def checkpoint_of(path: str) -> tuple[str, int] | None:
     if match is None or os.path.isdir(path) or path.startswith("builtin:"):
         return None
     return match["run"], int(match["step"])
+
+
+def base_model_path(path: str) -> str:
+    """Folder or hub id of the whole model that a model path stands for; see `find_base`."""
+    return find_base(path)[0]
+
+
+def find_base(path: str, revision: str | None = None) -> tuple[str, str | None]:
+    """Where the weights of a model path are, and their revision: of an adapter its base, of any other the model itself.
+
+    A base that is an adapter itself is followed to its own. An adapter that does not say what its base is stands for
+    itself, which is for `ptcli.recipe.model_references` to complain about. Raises RequestError for an unknown
+    `builtin:` name.
+    """
+    seen: list[str] = []
+    found = resolve_model_path(path)
+    while found not in seen:
+        seen.append(found)
+        folder = local_folder(found, revision)
+        config = adapter_config(folder) if folder else None
+        base = (config or {}).get("base_model_name_or_path")
+        if config is None or not isinstance(base, str) or not base:
+            break
+        found, revision = base, config.get("revision")
+    return found, revision
+
+
+def local_folder(resolved: str, revision: str | None = None) -> Path | None:
+    """Where a resolved model path lies on this machine: its folder, or a hub model's in the cache; None without one."""
+    return Path(resolved) if is_local(resolved) else cached_snapshot(resolved, revision)
+
+
+def adapter_config(folder: Path) -> dict[str, Any] | None:
+    """`adapter_config.json` of a folder. Whatever has one is an adapter: transformers loads it as one, too."""
+    return read_json(folder / ADAPTER_CONFIG)
 
 
 def is_local(path: str) -> bool:
@@ -90,17 +128,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def read_model_config(path: str, revision: str | None = None) -> dict[str, Any] | None:
     """`config.json` of a model, of an adapter's base where the path is an adapter; None when it is not known here."""
     try:
-        resolved = resolve_model_path(path)
+        folder = local_folder(*find_base(path, revision))
     except RequestError:
         return None
-    folder = Path(resolved) if is_local(resolved) else cached_snapshot(resolved, revision)
-    if folder is None:
-        return None
-    adapter = read_json(folder / "adapter_config.json")
-    base = adapter.get("base_model_name_or_path") if adapter else None
-    if isinstance(base, str) and base != path and not os.path.exists(folder / "config.json"):
-        return read_model_config(base)
-    return read_json(folder / "config.json")
+    return read_json(folder / "config.json") if folder else None
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------
