@@ -17,7 +17,7 @@ from typing import Any
 from ptcli.errors import KeyPath, Problem
 from ptcli.methods import METHODS
 from ptcli.recipe import owned
-from ptcli.recipe.model import LaunchSpec, ModelSpec, RolloutsSpec
+from ptcli.recipe.model import LaunchSpec, ModelSpec, RolloutsSpec, keys_of
 from ptcli.recipe.tree import dotted
 from ptcli.recipe.values import Schema, Unfit, bare_word, fit, listed, meant_word, shown, type_problem
 
@@ -132,7 +132,7 @@ _SECTIONS: Mapping[str, Any] = {"rollouts": RolloutsSpec, "launch": LaunchSpec, 
 def _elsewhere(class_name: str, name: str, method: str | None) -> str:
     """The place of a key that is misplaced: a key of another section, or a field of another section's library."""
     for section, spec in _SECTIONS.items():
-        if name in spec.model_fields and name not in ("path", "env", "mode") and _takes(method, section):
+        if name in keys_of(spec) and name not in ("path", "env", "mode") and _takes(method, section):
             return f"{section}.{name}"
     others = {"peft.": "peft:LoraConfig", "model.quantization.": "transformers:BitsAndBytesConfig"}
     if _takes(method, "rollouts"):

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from ptcli.errors import KeyPath, Problem
-from ptcli.recipe.model import DataEntry, ModelSpec, Recipe, Section
+from ptcli.recipe.model import DataEntry, ModelSpec, Recipe, Section, keys_of
 from ptcli.recipe.paths import NotAPath, is_path, resolve_path
 from ptcli.recipe.secrets import has_reference
 from ptcli.recipe.suggest import NOT_BUILT, advise_on_key, is_meant, nearest
@@ -51,8 +51,9 @@ class Converter:
     def section(self, cls: type[Section], node: Table, key: KeyPath) -> dict[str, Any]:
         """The section's valid fields; a required one that is missing or faulty gets a stand-in or stays away."""
         values: dict[str, Any] = {}
+        fields = keys_of(cls)
         for name, entry in node.entries.items():
-            field = cls.model_fields.get(name)
+            field = fields.get(name)
             if field is None:
                 self.refuse_key(cls, name, key)
                 continue
@@ -63,10 +64,11 @@ class Converter:
         return values
 
     def fill_required(self, cls: type[Section], node: Table, key: KeyPath, values: dict[str, Any]) -> None:
-        for name, field in cls.model_fields.items():
+        fields = keys_of(cls)
+        for name, field in fields.items():
             if not field.is_required() or name in values:
                 continue
-            others = (other for other in node.entries if other not in cls.model_fields)
+            others = (other for other in node.entries if other not in fields)
             meant = any(is_meant(other, name, _place(cls, key)) for other in others)
             if name not in node.entries and not meant:
                 place = f" in `{dotted(key)}`" if key else ""
@@ -113,7 +115,7 @@ class Converter:
         for option in options:
             if isinstance(option.type, type) and issubclass(option.type, Section):
                 values = self.section(option.type, node, key)
-                required = [name for name, field in option.type.model_fields.items() if field.is_required()]
+                required = [name for name, field in keys_of(option.type).items() if field.is_required()]
                 return values if all(name in values for name in required) else FAULTY
             if get_origin(option.type) is dict:
                 inner = get_args(option.type)[1]
@@ -165,7 +167,7 @@ class Converter:
         if name in NOT_BUILT.get(place, ()):
             self.refuse((*key, name), f"{shown} is not built yet", "remove it")
             return
-        fix = advise_on_key(name, cls.model_fields, place, self.library_home)
+        fix = advise_on_key(name, keys_of(cls), place, self.library_home)
         self.refuse((*key, name), f"unknown key {shown}", fix)
 
     def refuse(self, key: KeyPath, message: str, fix: str) -> None:

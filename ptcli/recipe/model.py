@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 GPUs = int | list[int | str]
@@ -20,8 +21,18 @@ class Section(BaseModel):
     """Base of every section."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, protected_namespaces=()
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        serialize_by_alias=True,
     )
+
+
+def keys_of(section: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The section's fields by the key that a recipe writes, which for a word of Python's own is not their name."""
+    return {field.alias or name: field for name, field in section.model_fields.items()}
 
 
 class ModelSpec(Section):
@@ -29,6 +40,8 @@ class ModelSpec(Section):
 
     path: str
     """A hub id, a folder, `builtin:NAME`, or a run directory (its final model; `RUN@500` is its checkpoint 500)."""
+    from_: Literal["weights", "config"] = Field(default="weights", alias="from")
+    """What of `path` is taken: its weights, or only its config (random weights, from the recipe's seed)."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     dtype: Dtype | None = None

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from ptcli.recipe.model import Recipe
+from ptcli.recipe.model import Recipe, keys_of
 
 NOT_BUILT = {
     "": frozenset({"tools", "environment", "evaluate", "after"}),
@@ -107,7 +107,7 @@ def sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
 def _places(model: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in model.model_fields.items():
         for section in sections_in(field.annotation):
-            yield from (f"{prefix}{name}.{inner}" for inner in section.model_fields)
+            yield from (f"{prefix}{name}.{inner}" for inner in keys_of(section))
             yield from _places(section, f"{prefix}{name}.")
 
 

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from ptcli.errors import RequestError
 from ptcli.recipe.loading import dump_recipe, load_recipe
-from ptcli.recipe.model import DataEntry, LaunchSpec, ModelSpec, Recipe, RolloutsSpec
+from ptcli.recipe.model import DataEntry, LaunchSpec, ModelSpec, Recipe, RolloutsSpec, keys_of
 
 from .broken import GOOD
 from .conftest import patient
 
-_KEYS = {name for section in (Recipe, ModelSpec, DataEntry, RolloutsSpec, LaunchSpec) for name in section.model_fields}
+_KEYS = {name for section in (Recipe, ModelSpec, DataEntry, RolloutsSpec, LaunchSpec) for name in keys_of(section)}
 _WORDS = st.sampled_from(
     [
         *sorted(_KEYS), "extends", "<<", "learning_rate", "sft", "grpo", "builtin:tiny", "${name}", "${oc.env:X}", "*",
