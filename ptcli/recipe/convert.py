@@ -157,6 +157,8 @@ class Converter:
     def refuse_type(self, options: list[_Option], node: Node, key: KeyPath) -> Any:
         choices = [choice for option in options for choice in _choices(option.type)]
         close = nearest(node.text, map(str, choices)) if isinstance(node, Scalar) else None
+        if isinstance(node, Scalar) and node.yes_or_no is False and "off" in choices:
+            close = "off"
         fix = f"did you mean `{close}`?" if close else ""
         self.refuse(key, f"`{dotted(key)}` must be {_wanted(options)}, not {describe(node)}", fix)
         return FAULTY

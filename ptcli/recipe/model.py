@@ -7,7 +7,7 @@ are checked by `ptcli.recipe.catalogue`, not here.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
@@ -88,8 +88,8 @@ class DataSpec(Section):
 
     train: Annotated[list[DataEntry], Field(min_length=1)]
     """Sources of the training rows, concatenated in this order."""
-    eval: list[DataEntry] | dict[str, list[DataEntry]] | float | None = None
-    """Sources of the evaluation rows, named lists of them, or the fraction of the training rows to hold out."""
+    eval: list[DataEntry] | dict[str, list[DataEntry]] | float | Annotated[int, Field(ge=1)] | None = None
+    """Sources of the evaluation rows, named lists of them, or what to hold out: a fraction or a number of rows."""
 
 
 class RewardSpec(Section):
@@ -155,11 +155,130 @@ class LaunchSpec(Section):
     """Environment variables for trainer and server. Secrets as `${oc.env:NAME}`: they are never written out."""
 
 
+Action = Literal["off", "warn", "stop"]
+Patience = Annotated[int, Field(ge=1)]
+
+
+class Guard(Section):
+    """Base of every guard."""
+
+    action: Action
+    """`off`; `warn`: say it and go on; `stop`: end the run before the next save."""
+
+
+class NonFiniteGuard(Guard):
+    """Loss or gradient is NaN or infinite."""
+
+    action: Action = "stop"
+    """`off`, `warn` or `stop`."""
+    patience: Patience = 1
+    """Fires at this many steps in a row. In fp16 a gradient is given at least 20: loss scaling skips such steps."""
+
+
+class RewardVarianceGuard(Guard):
+    """The completions of a group all have the same reward: there is nothing to learn from."""
+
+    action: Action = "stop"
+    """`off`, `warn` or `stop`."""
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """Bad is a logged step where more than this share of the groups has no variance."""
+    patience: Patience = 20
+    """Fires at this many bad logged steps in a row."""
+    patience_at_start: Patience = 5
+    """Fires when so many logged steps, the first of the run, and 20 groups, were all bad."""
+
+
+class ClippedCompletionsGuard(Guard):
+    """Completions are cut off at the length limit instead of ending by themselves."""
+
+    action: Action = "warn"
+    """`off`, `warn` or `stop`."""
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """Bad is a logged step where more than this share of the completions was cut off."""
+    patience: Patience = 5
+    """Fires at this many bad logged steps in a row."""
+
+
+class EntropyGuard(Guard):
+    """The policy's entropy collapses or blows up, measured by what it was at first."""
+
+    action: Action = "warn"
+    """`off`, `warn` or `stop`."""
+    above: Annotated[float, Field(gt=1)] = 3.0
+    """Bad is a logged step with more than this many times the first entropy."""
+    below: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Bad is a logged step with less than this part of the first entropy."""
+    baseline: Patience = 20
+    """The first entropy is the median of this many logged steps."""
+    patience: Patience = 3
+    """Fires at this many bad logged steps in a row."""
+
+
+class KLGuard(Guard):
+    """The policy leaves its reference model, although it is penalised for that (`beta` or `kl_coef` above 0)."""
+
+    action: Action = "warn"
+    """`off`, `warn` or `stop`."""
+    threshold: Annotated[float, Field(gt=0)] = 1.0
+    """Bad is a logged step with more than this many nats a token. Where the trainer logs the KL divergence of whole
+    completions, it is divided by the longest that a completion may be."""
+    patience: Patience = 3
+    """Fires at this many bad logged steps in a row."""
+
+
+class AdapterMovesGuard(Guard):
+    """What is trained does not change, although learning rate and gradient are above 0."""
+
+    action: Action = "stop"
+    """`off`, `warn` or `stop`."""
+    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Fires unless more than this share of the trainable tensors (of a sample of 64) has changed."""
+    patience: Patience = 3
+    """Steps with a learning rate and a gradient above 0 that are waited for."""
+
+
+class StaleWeightsGuard(Guard):
+    """vLLM generates with older weights than the trainer's: the two differ on the completions' log-probabilities."""
+
+    action: Action = "warn"
+    """`off`, `warn` or `stop`."""
+    threshold: Annotated[float, Field(gt=0)] = 0.1
+    """Bad is a logged step with a mean difference above this and above 5 times that of the first logged step."""
+    patience: Patience = 3
+    """Fires at this many bad logged steps in a row."""
+
+
 class GuardsSpec(Section):
-    """What stops a run that is lost."""
+    """What ends a run that is lost, or warns of it. A guard is `off`, `warn` or `stop`, or a mapping of its fields."""
 
     no_progress_seconds: Annotated[float, Field(gt=0)] | None = None
     """Seconds without a finished step that end the run. Default: max(600, 5 x the median step); smoke: 60."""
+    non_finite: Action | NonFiniteGuard = "stop"
+    """NaN or infinity in loss or gradient. Default: `{action: stop, patience: 1}`."""
+    reward_variance: Action | RewardVarianceGuard = "stop"
+    """Groups whose completions all have the same reward (online methods with rewards). Default: `{action: stop,
+    threshold: 0.9, patience: 20, patience_at_start: 5}`."""
+    clipped_completions: Action | ClippedCompletionsGuard = "warn"
+    """Completions cut off at the length limit (online methods). Default: `{action: warn, threshold: 0.8,
+    patience: 5}`."""
+    entropy: Action | EntropyGuard = "warn"
+    """Collapse or blow-up of the policy's entropy (online methods). Default: `{action: warn, above: 3, below: 0.1,
+    baseline: 20, patience: 3}`."""
+    kl: Action | KLGuard = "warn"
+    """Blow-up of the KL divergence from the reference model (online methods that penalise it). Default: `{action: warn,
+    threshold: 1, patience: 3}`."""
+    adapter_moves: Action | AdapterMovesGuard = "stop"
+    """Trained weights, an adapter's or the model's, that do not change. Default: `{action: stop, threshold: 0,
+    patience: 3}`."""
+    stale_weights: Action | StaleWeightsGuard = "warn"
+    """Rollouts of vLLM from weights that are not the trainer's. Default: `{action: warn, threshold: 0.1,
+    patience: 3}`."""
+
+    def guard(self, name: str) -> Any:
+        """The guard of that name with all its fields, also where the recipe only says what it does."""
+        value = getattr(self, name)
+        section = next(each for each in get_args(GuardsSpec.model_fields[name].annotation) if isinstance(each, type))
+        return section(action=value) if isinstance(value, str) else value
 
 
 class CallbackSpec(Section):
@@ -205,6 +324,6 @@ class Recipe(Section):
     launch: LaunchSpec = Field(default_factory=LaunchSpec)
     """How the trainer's processes are started."""
     guards: GuardsSpec = Field(default_factory=GuardsSpec)
-    """What stops a run that is lost."""
+    """What ends a run that is lost, or warns of it."""
     callbacks: list[CallbackSpec] = Field(default_factory=list)
     """TrainerCallbacks of your own."""

@@ -46,6 +46,10 @@ _SYNONYMS = {
     "data.train": dict.fromkeys(("data_files", "dataset", "dataset_name", "file", "files"), "path"),
     "rewards": dict.fromkeys(("function", "name", "path"), "use"),
     "callbacks": dict.fromkeys(("class", "name", "path"), "use"),
+    "guards": {
+        "nan": "non_finite", "zero_std": "reward_variance", "frac_reward_zero_std": "reward_variance",
+        "clipped": "clipped_completions", "clipped_ratio": "clipped_completions", "adapter": "adapter_moves",
+    },  # fmt: skip
 }
 """By section, what other programs call a key of it."""
 
