@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ptcli.errors import Problem
+from ptcli.methods import METHODS
 from ptcli.plan.accelerate import Counts, config_files, conflicts, mixed_precision
 from ptcli.plan.arguments import argument
 from ptcli.plan.batch import Batch, batch_at_any_size, batch_of
+from ptcli.plan.colocate import colocate_notes, decide_colocate, uses_colocate
 from ptcli.plan.launch import (
     ACCELERATE_FILE,
     RECIPE_FILE,
@@ -19,12 +21,13 @@ from ptcli.plan.launch import (
     trainer_steps,
 )
 from ptcli.plan.layout import Layout, decide_device, decide_layout, uses_server
-from ptcli.plan.memory import memory_facts
+from ptcli.plan.memory import memory_facts, memory_problems
 from ptcli.plan.model import Machine, Plan, Server, Step
-from ptcli.plan.resolve import resolve_recipe, with_defaults
+from ptcli.plan.resolve import change, resolve_recipe, with_defaults, with_evaluation
 from ptcli.plan.rows import count_rows, given_rows
 from ptcli.plan.script import launch_script
-from ptcli.plan.server import Ports, decide_ports, decide_server, exposure, mode_problems, model_limit
+from ptcli.plan.server import Ports, decide_ports, decide_server, exposure, model_limit
+from ptcli.recipe.data_files import held_out
 from ptcli.recipe.loading import dump_recipe
 from ptcli.recipe.model import Recipe
 from ptcli.recipe.references import read_model_config
@@ -62,12 +65,9 @@ def build_plan(recipe: Recipe, machine: Machine, *, output_dir: Path, server_onl
     output_dir = output_dir.absolute()
     device, _ = decide_device(recipe, machine)
     recipe = with_defaults(recipe, device or recipe.launch.device)
-    problems = (
-        mode_problems(recipe)
-        + environment_problems(recipe.launch.env)
-        + (_needs_no_server(recipe) if server_only else [])
-    )
+    problems = environment_problems(recipe.launch.env) + (_needs_no_server(recipe) if server_only else [])
     layout, wrong = decide_layout(recipe, machine, trains=not server_only)
+    recipe = with_evaluation(recipe, layout.world)
     decided, more = _decide(recipe, machine, layout, output_dir)
     problems += wrong + more + ([] if server_only else _trainer_problems(recipe, layout))
     return Planned(None, tuple(problems)) if problems else Planned(_plan(decided, server_only=server_only))
@@ -82,6 +82,10 @@ def _decide(recipe: Recipe, machine: Machine, layout: Layout, output_dir: Path) 
     if uses_server(recipe):
         server, wrong = decide_server(recipe, layout, ports, precision, facts)
         problems += wrong
+    elif uses_colocate(recipe):
+        rollouts, wrong = decide_colocate(recipe, layout, precision, facts)
+        recipe = change(recipe, rollouts=rollouts)
+        problems += wrong + memory_problems(machine, layout, recipe)
     resolved = resolve_recipe(recipe, layout, server, ports, precision=precision, output_dir=output_dir)
     return _Decided(resolved, machine, output_dir, layout, ports, server, precision, batch, facts), problems
 
@@ -96,8 +100,8 @@ def _trainer_problems(recipe: Recipe, layout: Layout) -> list[Problem]:
 
 def _evaluation_problems(recipe: Recipe) -> list[Problem]:
     share, rows = recipe.data.eval, given_rows(recipe)
-    if isinstance(share, float) and rows and not 0 < round(rows * share) < rows:
-        message = f"data.eval: {share:g} of {rows} rows is {round(rows * share)}; both parts need at least one row"
+    if isinstance(share, float | int) and rows and not 0 < held_out(share, rows) < rows:
+        message = f"data.eval: {share:g} of {rows} rows is {held_out(share, rows)}; both parts need at least one row"
         return [Problem(message, "add rows, or hold out another share", ("data", "eval"))]
     if recipe.data.eval is not None or argument(recipe, "eval_strategy", "no") in ("no", False):
         return []
@@ -111,7 +115,8 @@ def _needs_no_server(recipe: Recipe) -> list[Problem]:
         return [Problem(message, "leave it out to start one", ("rollouts", "url"))]
     if uses_server(recipe):
         return []
-    return [Problem("this recipe uses no rollout server", "set rollouts.backend: vllm", ("rollouts",))]
+    fix = "set rollouts.mode: server" if uses_colocate(recipe) else "set rollouts.backend: vllm"
+    return [Problem("this recipe uses no rollout server", fix, ("rollouts",))]
 
 
 def _plan(decided: _Decided, *, server_only: bool) -> Plan:
@@ -123,7 +128,7 @@ def _plan(decided: _Decided, *, server_only: bool) -> Plan:
         steps=steps,
         files=_files(decided, steps),
         batch={} if server_only else dict(decided.batch.sizes),
-        memory=memory_facts(decided.machine, decided.layout.split, decided.recipe),
+        memory=memory_facts(decided.machine, decided.layout, decided.recipe),
         server=decided.server,
         no_progress_seconds=decided.recipe.guards.no_progress_seconds,
         notes=_notes(decided),
@@ -164,9 +169,15 @@ def _files(decided: _Decided, steps: tuple[Step, ...]) -> dict[str, str]:
 def _notes(decided: _Decided) -> tuple[str, ...]:
     notes = [*decided.layout.strategy.notes]
     server = decided.server
+    if uses_colocate(decided.recipe):
+        notes += colocate_notes(decided.recipe)
     if server is not None:
         notes += exposure(server, decided.recipe.rollouts.host)
         notes += _unknown(decided, server)
+    if METHODS[decided.recipe.method].wants_eval and isinstance(decided.recipe.data.eval, int):
+        notes.append(
+            f"{decided.recipe.data.eval} training rows are held out for the trainer to sample from (data.eval)"
+        )
     if decided.layout.strategy.deepspeed is not None and decided.layout.device == "cpu":
         notes.append("the DeepSpeed file's batch sizes and precision give way to the recipe's: this is a CPU run")
     if decided.layout.nodes > 1:

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ptcli.errors import Problem
+from ptcli.plan.colocate import uses_colocate
 from ptcli.plan.gpus import tokens
 from ptcli.plan.layout import Layout
 from ptcli.plan.model import Machine, Server, Step
 from ptcli.plan.server import Ports
 from ptcli.recipe.model import Recipe
 from ptcli.recipe.references import resolve_model_path
-from ptcli.rollouts.command import server_command, trainer_environment
+from ptcli.rollouts.command import engine_environment, server_command, trainer_environment
 
 MASTER_ADDRESS = "${oc.env:MASTER_ADDR}"
 """Address of the first node of several: known only where it runs, so it stays a variable."""
@@ -102,7 +103,10 @@ def trainer_steps(
 ) -> tuple[Step, ...]:
     """`accelerate launch` of the worker, one on each node. `recipe` is the resolved one."""
     gpus = tokens(machine, layout.split.trainer)
-    env = _trainer_environment(machine, layout, server, gpus) | recipe.launch.env
+    env = _trainer_environment(machine, layout, server, gpus)
+    if uses_colocate(recipe):
+        env |= _colocate_environment(recipe, layout, ports)
+    env |= recipe.launch.env
     return tuple(
         Step("trainer", node, _accelerate_argv(layout, ports, node, precision, output_dir), env, gpus)
         for node in range(layout.nodes)
@@ -144,6 +148,14 @@ def _trainer_environment(
     if layout.device == "cpu":
         env["OMP_NUM_THREADS"] = str(machine.threads or max(1, machine.cpus // layout.processes))
     return env | device_environment(gpus, machine, layout)
+
+
+def _colocate_environment(recipe: Recipe, layout: Layout, ports: Ports) -> dict[str, str]:
+    """For the vLLM inside the trainer. Of one process it makes a group of one, which needs a port of its own: TRL takes
+    29500 or 12345 where nothing is said, and two runs would meet (trl#3979). Several have the launcher's."""
+    compiles = bool(recipe.training.get("torch_compile"))
+    env = engine_environment(layout.device, recipe.rollouts.engine, compiles=compiles)
+    return env | ({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports.server)} if layout.world == 1 else {})
 
 
 def _threads(env: Mapping[str, str], machine: Machine) -> dict[str, str]:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ptcli.methods import METHODS
+from ptcli.plan.colocate import uses_colocate
+from ptcli.plan.memory import describe_split
 from ptcli.plan.model import Plan, Server, Step
 from ptcli.plan.script import PASTED_END, clean_environment, pasted_server, shell_command
 
@@ -73,12 +75,24 @@ def _summary(plan: Plan) -> list[str]:
 
 def _rollouts(plan: Plan) -> list[str]:
     server = plan.server
+    if server is None and uses_colocate(plan.recipe):
+        return _colocate(plan)
     if server is None:
         return ["generated in the trainer"] if METHODS[plan.method].online else []
     where = "already running" if server.external else _where(_first(plan, "rollouts"))
     length = f"at most {server.max_model_len} tokens" if server.max_model_len else "the model's own longest sequence"
     sizes = f"tensor parallel {server.tensor_parallel_size} x data parallel {server.data_parallel_size}"
     return [f"vLLM at {server.url}, {where}, {sizes}, {server.dtype}, {length}, weights over {server.weight_transfer}"]
+
+
+def _colocate(plan: Plan) -> list[str]:
+    rollouts = plan.recipe.rollouts
+    length = (
+        f"at most {rollouts.max_model_len} tokens" if rollouts.max_model_len else "the model's own longest sequence"
+    )
+    engine = f"vLLM inside the trainer (colocate), tensor parallel {rollouts.tensor_parallel_size}"
+    split = describe_split(plan.memory)
+    return [f"{engine}, {rollouts.dtype}, {length}", *([split] if split else [])]
 
 
 def _trainer(plan: Plan) -> list[str]:

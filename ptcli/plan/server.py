@@ -11,7 +11,7 @@ from ptcli.errors import Problem
 from ptcli.plan.arguments import argument, argument_key
 from ptcli.plan.batch import divisors
 from ptcli.plan.gpus import asked
-from ptcli.plan.layout import Layout, decide_backend, uses_server
+from ptcli.plan.layout import Layout, uses_server
 from ptcli.plan.model import Machine, Server
 from ptcli.recipe.model import Recipe, RolloutsSpec
 from ptcli.rollouts.command import is_loopback
@@ -45,27 +45,18 @@ def decide_ports(recipe: Recipe, machine: Machine) -> tuple[Ports, list[Problem]
     return ports, _port_problems(rollouts, machine) if uses_server(recipe) else []
 
 
-def mode_problems(recipe: Recipe) -> list[Problem]:
-    """Modes that this version does not have. Which backends a method has is checked when the recipe is read."""
-    mode = recipe.rollouts.mode
-    if decide_backend(recipe) != "vllm" or mode == "server":
-        return []
-    fix = "use server, or backend: transformers"
-    return [Problem(f"rollouts.mode: {mode} is not built yet", fix, ("rollouts", "mode"))]
-
-
 def decide_server(
     recipe: Recipe, layout: Layout, ports: Ports, precision: str, facts: Mapping[str, Any] | None
 ) -> tuple[Server, list[Problem]]:
     """The server. `precision` is what the trainer computes in, `facts` the model's config.json, None when unknown."""
     rollouts = recipe.rollouts
     tensor, data, problems = _parallel(recipe, layout)
-    problems += [] if problems else _heads(tensor, _server_gpus(recipe, layout), facts)
+    problems += [] if problems else head_problems(tensor, _server_gpus(recipe, layout), facts)
     spec = rollouts.model_copy(update={"port": rollouts.port or ports.server})
     server = Server(
         url=rollout_url(spec),
         model=recipe.model.path,
-        dtype=rollouts.dtype or _compute_type(recipe, layout, precision),
+        dtype=rollouts.dtype or compute_type(recipe, layout, precision),
         max_model_len=rollouts.max_model_len,
         tensor_parallel_size=tensor,
         data_parallel_size=data,
@@ -73,7 +64,7 @@ def decide_server(
         startup_timeout=rollouts.startup_timeout or STARTUP_SECONDS[layout.device],
         external=rollouts.url is not None,
     )
-    return server, problems + _url_problems(rollouts) + _length_problems(recipe, facts)
+    return server, problems + _url_problems(rollouts) + length_problems(recipe, facts)
 
 
 def exposure(server: Server, host: str) -> tuple[str, ...]:
@@ -135,7 +126,7 @@ def _pipeline(rollouts: RolloutsSpec) -> int:
     return size if isinstance(size, int) and size >= 1 else 1
 
 
-def _heads(tensor: int, count: int, facts: Mapping[str, Any] | None) -> list[Problem]:
+def head_problems(tensor: int, count: int, facts: Mapping[str, Any] | None) -> list[Problem]:
     """vLLM gives every GPU the same number of heads; key-value heads may be copied, but not cut unevenly."""
     text = _text_config(facts)
     heads = text.get("num_attention_heads")
@@ -154,13 +145,13 @@ def _fits(tensor: int, heads: int, key_value: int) -> bool:
     return heads % tensor == 0 and (key_value % tensor == 0 or tensor % key_value == 0)
 
 
-def _compute_type(recipe: Recipe, layout: Layout, precision: str) -> str:
+def compute_type(recipe: Recipe, layout: Layout, precision: str) -> str:
     """What the trainer computes in, so that both sides give a token the same probability."""
     weights = recipe.model.dtype or "float32"
     return weights if layout.device == "cpu" else _COMPUTE.get(precision, weights)
 
 
-def _length_problems(recipe: Recipe, facts: Mapping[str, Any] | None) -> list[Problem]:
+def length_problems(recipe: Recipe, facts: Mapping[str, Any] | None) -> list[Problem]:
     asked, limit = recipe.rollouts.max_model_len, model_limit(facts)
     if asked is not None and limit is not None and asked > limit:
         message = f"rollouts.max_model_len {asked} is more than the model's own limit of {limit}"

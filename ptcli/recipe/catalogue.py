@@ -36,6 +36,8 @@ class FieldSpec:
     """What it is for, in one sentence."""
     switch: bool = False
     """A command-line flag that can only be given, not negated."""
+    frontend: bool = False
+    """A flag of `vllm serve` that says something of the HTTP server, and nothing of the engine behind it."""
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

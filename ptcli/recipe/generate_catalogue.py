@@ -215,6 +215,7 @@ def vllm_fields() -> Fields:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     arg_utils.NEEDS_HELP = True  # else vLLM leaves the help texts out
+    engine = {field.name for field in dataclasses.fields(arg_utils.EngineArgs)}
     fields: Fields = {}
     for action in cli_args.make_arg_parser(FlexibleArgumentParser())._actions:
         if action.dest in ("help", "config") or not action.option_strings:
@@ -222,6 +223,8 @@ def vllm_fields() -> Fields:
         entry = _entry(_flag_schema(action), action.default, one_line(action.help or ""))
         if isinstance(action, argparse._StoreTrueAction):
             entry["switch"] = True  # there is no --no-... for it
+        if action.dest not in engine:
+            entry["frontend"] = True
         fields[action.dest] = entry
     return fields
 

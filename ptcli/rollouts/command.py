@@ -72,6 +72,21 @@ def trainer_environment(server: Server, device: Device) -> dict[str, str]:
     return env
 
 
+def engine_environment(device: Device, engine: Mapping[str, Any], *, compiles: bool = False) -> dict[str, str]:
+    """The trainer's environment for a vLLM inside it. `compiles`: the training itself uses torch.compile."""
+    env = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_HOST_IP": "127.0.0.1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in the trainer's process, and ends with it
+    }
+    if device == "cuda":
+        return env
+    cpu = _cpu_environment(engine)
+    kept = ("VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_KVCACHE_SPACE", *(() if compiles else ("TORCH_COMPILE_DISABLE",)))
+    return env | {name: cpu[name] for name in kept if name in cpu}
+
+
 def no_proxy(host: str) -> dict[str, str]:
     """`NO_PROXY` and `no_proxy` of this environment with `host` and loopback added; both spellings are in use."""
     present = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""

@@ -10,6 +10,7 @@ from typing import Any
 
 from ptcli.methods import METHODS, Method
 from ptcli.recipe.catalogue import fields
+from ptcli.recipe.local_models import find_base
 from ptcli.recipe.model import ModelSpec, Recipe, RolloutsSpec
 
 SERVER_TIMEOUT = 60.0
@@ -107,3 +108,25 @@ def _colocate(rollouts: RolloutsSpec) -> dict[str, Any]:
         "vllm_max_model_length": rollouts.max_model_len,
     }
     return {key: value for key, value in given.items() if value is not None}
+
+
+def engine_arguments(recipe: Recipe) -> dict[str, Any]:
+    """Keyword arguments of the `vllm.LLM` inside the trainer (colocate) that win over those TRL gives it.
+
+    `generation_config: vllm` as in the server: a model's generation_config.json would add stop tokens that the trainer
+    does not know of.
+    """
+    model, revision = find_base(recipe.model.path, recipe.model.revision)
+    cpu = recipe.launch.device == "cpu"
+    given = {
+        "model": model,
+        "revision": revision,
+        "tokenizer_revision": revision,
+        "trust_remote_code": recipe.model.trust_remote_code or None,
+        "dtype": recipe.rollouts.dtype,
+        "max_model_len": recipe.rollouts.max_model_len,
+        "generation_config": "vllm",
+        "enforce_eager": True if cpu else None,  # compiling takes longer than a CPU run lasts
+    }
+    engine = {name.replace("-", "_"): value for name, value in recipe.rollouts.engine.items()}
+    return {name: value for name, value in (given | engine).items() if value is not None}

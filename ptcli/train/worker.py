@@ -73,6 +73,10 @@ def _build(recipe: Recipe, heartbeat: Heartbeat | None) -> Any:
         from ptcli.rollouts.client import install
 
         install(recipe.launch.device)
+    elif _has_vllm_inside(recipe):
+        from ptcli.rollouts import colocate
+
+        colocate.install(recipe)
     callbacks = load_callbacks(recipe.callbacks)
     if heartbeat:
         callbacks.insert(0, ProgressCallback(heartbeat, Metrics(Path(recipe.output_dir))))
@@ -116,11 +120,19 @@ def _finish(trainer: Any, recipe: Recipe) -> None:
 
         sync_now(trainer)  # TRL's last sync was before the last optimiser step
     save_final(trainer, recipe.output_dir)
+    if _has_vllm_inside(recipe):
+        from ptcli.rollouts import colocate
+
+        colocate.close(trainer)
     leave_together(trainer)
 
 
 def _uses_server(recipe: Recipe) -> bool:
     return recipe.rollouts.backend == "vllm" and recipe.rollouts.mode == "server"
+
+
+def _has_vllm_inside(recipe: Recipe) -> bool:
+    return recipe.rollouts.backend == "vllm" and recipe.rollouts.mode == "colocate"
 
 
 def _is_main() -> bool:
