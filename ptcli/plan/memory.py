@@ -111,12 +111,11 @@ def _bytes_a_weight(recipe: Recipe, layout: Layout) -> tuple[float, float, float
         width = 0.5 if quantization.get("load_in_4bit") else 1.0
     if recipe.peft is not None or recipe.model.adapter in ("continue", "new") or quantization:
         return width, 0.0, 0.0
-    adam = str(argument(recipe, "optim", "")).startswith(
-        ("adamw_torch", "adamw_hf", "adamw_apex", "adamw_anyprecision")
-    )
+    optimizer = str(argument(recipe, "optim", ""))
+    adam = optimizer.startswith(("adamw_torch", "adamw_apex", "adamw_anyprecision")) and "bit" not in optimizer
     if layout.strategy.kind == "DEEPSPEED" and computes_in(recipe) != "no":
         return 2.0, 2.0, 12.0 if adam else 4.0
-    return width, width, 2 * width if adam and "8bit" not in str(argument(recipe, "optim")) else 0.0
+    return width, width, 2 * width if adam else 0.0
 
 
 def _shards(layout: Layout) -> tuple[float, float, float]:

@@ -80,19 +80,20 @@ def _rollouts(plan: Plan) -> list[str]:
     if server is None:
         return ["generated in the trainer"] if METHODS[plan.method].online else []
     where = "already running" if server.external else _where(_first(plan, "rollouts"))
-    length = f"at most {server.max_model_len} tokens" if server.max_model_len else "the model's own longest sequence"
+    length = _length(server.max_model_len)
     sizes = f"tensor parallel {server.tensor_parallel_size} x data parallel {server.data_parallel_size}"
     return [f"vLLM at {server.url}, {where}, {sizes}, {server.dtype}, {length}, weights over {server.weight_transfer}"]
 
 
 def _colocate(plan: Plan) -> list[str]:
     rollouts = plan.recipe.rollouts
-    length = (
-        f"at most {rollouts.max_model_len} tokens" if rollouts.max_model_len else "the model's own longest sequence"
-    )
-    engine = f"vLLM inside the trainer (colocate), tensor parallel {rollouts.tensor_parallel_size}"
-    split = describe_split(plan.memory)
-    return [f"{engine}, {rollouts.dtype}, {length}", *([split] if split else [])]
+    size = f"tensor parallel {rollouts.tensor_parallel_size}"
+    engine = f"vLLM inside the trainer (colocate), {size}, {rollouts.dtype}, {_length(rollouts.max_model_len)}"
+    return [engine, *filter(None, [describe_split(plan.memory)])]
+
+
+def _length(tokens: int | None) -> str:
+    return f"at most {tokens} tokens" if tokens else "the model's own longest sequence"
 
 
 def _trainer(plan: Plan) -> list[str]:
