@@ -125,21 +125,13 @@ def schema(
 
 @app.command()
 def methods(as_json: Json = False) -> None:
-    """List the methods: online or not, data, what each needs."""
-    from ptcli.methods import METHODS
+    """List the methods: online or not, data, what each needs; and TRL's trainers that are not covered yet."""
+    from ptcli.listing import method_facts, method_lines
 
     if as_json:
-        return _print_json([_method_facts(row) for row in METHODS.values()])
-    for row in METHODS.values():
-        kind = "online " if row.online else "offline"
-        needs = f"; needs {', '.join(row.needs)}" if row.needs else ""
-        typer.echo(f"{row.name:13} {kind}  {row.title}: {' or '.join(row.datasets)} data{needs}")
-    return None
-
-
-def _method_facts(row: Any) -> dict[str, Any]:
-    names = ("name", "title", "trainer", "online", "needs", "takes", "backends")
-    return {name: getattr(row, name) for name in names} | {"datasets": [str(kind) for kind in row.datasets]}
+        _print_json(method_facts())
+    else:
+        typer.echo("\n".join(method_lines()))
 
 
 def _print_plan(plan: Plan, as_json: bool) -> None:
@@ -171,7 +163,7 @@ def _run(accepted: Accepted, *, overwrite: bool, as_json: bool) -> None:
         if as_json:
             _print_json(status.as_dict())
         elif status.exit_code == 0:
-            typer.echo("\n".join(finished_lines(plan.output_dir, status.step)))
+            typer.echo("\n".join(finished_lines(plan.output_dir, status.step, status.events)))
     raise typer.Exit(status.exit_code or 0)
 
 

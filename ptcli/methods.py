@@ -48,6 +48,10 @@ class Batching(StrEnum):
 
 
 Section = Literal["rewards", "reward_model", "value_model", "teacher", "ref_model"]
+Prompts = Literal["text", "tokens"]
+Reference = Literal["none", "always", "with beta"]
+ReadsOutputLayer = Literal["no", "always", "chunked", "liger"]
+"""`chunked`: in the chunked loss, which is the default, and with Liger kernels."""
 Head = Literal["causal_lm", "sequence_classification", "token_classification"]
 
 
@@ -79,11 +83,34 @@ class Method:
     """Where completions can come from; empty when the method is not online or always generates by itself."""
     reward_arguments: tuple[str, ...] = ()
     """What the trainer passes to every reward function by keyword, besides the columns of the data."""
+    awaits_rewards: bool = False
+    """True when the trainer runs async reward functions itself, all those of a batch at once."""
+    stand_ins: Mapping[Section, Section] = field(default_factory=lambda: MappingProxyType({}))
+    """Section -> the section whose model is loaded in its place too, where the recipe leaves the first one out."""
     same_vocabulary: tuple[Section, ...] = ()
     """Sections whose model reads or scores the policy's tokens as they are, and so must share its vocabulary."""
+    prompts: Prompts = "text"
+    """How the trainer takes prompts: it tokenises them itself, or wants `input_ids` and no other column."""
+    wants_eval: bool = False
+    """True when the trainer reads evaluation rows whether it evaluates or not; where a recipe has none, some training
+    rows are held out."""
+    named_eval: bool = True
+    """False when the trainer fails on named evaluation sets (`eval: {easy: [...], hard: [...]}`)."""
     head: Head = "causal_lm"
+    reference: Reference = "none"
+    """Whether the policy is compared with a reference: never, always, or where the trainer's `beta` is not 0."""
+    switches_adapter_off: bool = True
+    """True when the trainer's reference for a new adapter is the policy with it off. Else ptcli hands it a model."""
+    keeps_adapter: bool = True
+    """True when the trainer's reference for an adapter that is trained on is a copy of it. Else ptcli hands it one."""
+    reads_output_layer: ReadsOutputLayer = "no"
+    """When the loss reads the output layer's weight itself, so that an adapter on it would not be trained."""
+    virtual_tokens: bool = False
+    """True when the trainer knows of the tokens that prompt tuning puts before a row's own."""
     arguments: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Trainer argument -> recipe section, where the two have different names."""
+    last_release: str = ""
+    """The last TRL release that ships the trainer, where a later one does not."""
 
     @property
     def sections(self) -> tuple[Section, ...]:
@@ -100,90 +127,130 @@ _ROWS = (
     Method(
         "sft", "supervised fine-tuning", "trl:SFTTrainer", "trl:SFTConfig",
         (_D.LANGUAGE_MODELING, _D.PROMPT_COMPLETION), "builtin:arithmetic-messages",
+        reads_output_layer="chunked", virtual_tokens=True,
     ),
     Method(
         "dpo", "direct preference optimisation", "trl:DPOTrainer", "trl:DPOConfig",
         (_D.PREFERENCE,), "builtin:arithmetic-preference", takes=("ref_model",),
+        reference="always", reads_output_layer="liger",
     ),
     Method(
         "kto", "Kahneman-Tversky optimisation", "trl:KTOTrainer", "trl:KTOConfig",
         (_D.UNPAIRED_PREFERENCE, _D.PREFERENCE), "builtin:arithmetic-unpaired", takes=("ref_model",),
+        reference="always", reads_output_layer="liger",
     ),
     Method(
         "cpo", "contrastive preference optimisation", "trl.experimental.cpo:CPOTrainer",
-        "trl.experimental.cpo:CPOConfig", (_D.PREFERENCE,), "builtin:arithmetic-preference",
+        "trl.experimental.cpo:CPOConfig", (_D.PREFERENCE,), "builtin:arithmetic-preference", named_eval=False,
     ),
     Method(
         "orpo", "odds-ratio preference optimisation", "trl.experimental.orpo:ORPOTrainer",
-        "trl.experimental.orpo:ORPOConfig", (_D.PREFERENCE,), "builtin:arithmetic-preference",
+        "trl.experimental.orpo:ORPOConfig", (_D.PREFERENCE,), "builtin:arithmetic-preference", named_eval=False,
     ),
     Method(
         "bco", "binary classifier optimisation", "trl.experimental.bco:BCOTrainer", "trl.experimental.bco:BCOConfig",
         (_D.UNPAIRED_PREFERENCE, _D.PREFERENCE), "builtin:arithmetic-unpaired", takes=("ref_model",),
+        named_eval=False, last_release="1.13.0",
+        reference="always", keeps_adapter=False,
     ),
     Method(
         "grpo", "group relative policy optimisation", "trl:GRPOTrainer", "trl:GRPOConfig",
         (_D.PROMPT_ONLY,), "builtin:arithmetic", online=True, batching=Batching.GENERATION,
-        needs=("rewards",), backends=_ROLLOUTS, reward_arguments=_LOGGED,
+        needs=("rewards",), backends=_ROLLOUTS, reward_arguments=_LOGGED, awaits_rewards=True,
+        reference="with beta", reads_output_layer="liger", virtual_tokens=True,
     ),
     Method(
         "rloo", "REINFORCE leave-one-out", "trl:RLOOTrainer", "trl:RLOOConfig",
         (_D.PROMPT_ONLY,), "builtin:arithmetic", online=True, batching=Batching.GENERATION,
-        needs=("rewards",), backends=_ROLLOUTS, reward_arguments=_LOGGED,
+        needs=("rewards",), backends=_ROLLOUTS, reward_arguments=_LOGGED, awaits_rewards=True,
+        reference="with beta",
     ),
     Method(
         "online_dpo", "online DPO", "trl.experimental.online_dpo:OnlineDPOTrainer",
         "trl.experimental.online_dpo:OnlineDPOConfig", (_D.PROMPT_ONLY,), "builtin:arithmetic", online=True,
         batching=Batching.PAIRS, needs=("rewards",), takes=("ref_model",), backends=_ROLLOUTS,
         reward_arguments=_REWARDED,
+        reference="always",
     ),
     Method(
         "xpo", "exploratory preference optimisation", "trl.experimental.xpo:XPOTrainer",
         "trl.experimental.xpo:XPOConfig", (_D.PROMPT_ONLY,), "builtin:arithmetic", online=True,
         batching=Batching.PAIRS, needs=("reward_model",), takes=("ref_model",), backends=("transformers",),
-        arguments=MappingProxyType({"reward_funcs": "reward_model"}),
+        same_vocabulary=("reward_model",), arguments=MappingProxyType({"reward_funcs": "reward_model"}),
+        last_release="1.13.0",
+        reference="always", switches_adapter_off=False,
     ),
     Method(
         "nash_md", "Nash mirror descent", "trl.experimental.nash_md:NashMDTrainer",
         "trl.experimental.nash_md:NashMDConfig", (_D.PROMPT_ONLY,), "builtin:arithmetic", online=True,
         batching=Batching.PAIRS, needs=("reward_model",), takes=("ref_model",), backends=("transformers",),
-        arguments=MappingProxyType({"reward_funcs": "reward_model"}),
+        same_vocabulary=("reward_model",), arguments=MappingProxyType({"reward_funcs": "reward_model"}),
+        last_release="1.13.0",
+        reference="always", switches_adapter_off=False,
     ),
     Method(
         "ppo", "proximal policy optimisation", "trl.experimental.ppo:PPOTrainer", "trl.experimental.ppo:PPOConfig",
         (_D.PROMPT_ONLY,), "builtin:arithmetic", online=True, batching=Batching.PPO,
-        needs=("reward_model",), takes=("value_model", "ref_model"), same_vocabulary=("reward_model", "value_model"),
+        needs=("reward_model",), takes=("value_model", "ref_model"),
+        stand_ins=MappingProxyType({"value_model": "reward_model"}), same_vocabulary=("reward_model", "value_model"),
+        prompts="tokens", wants_eval=True, named_eval=False, last_release="1.12.0",
+        reference="always", keeps_adapter=False,
     ),
     Method(
         "reward", "reward model", "trl:RewardTrainer", "trl:RewardConfig",
         (_D.PREFERENCE,), "builtin:arithmetic-preference", head="sequence_classification",
+        virtual_tokens=True,
     ),
     Method(
         "prm", "process reward model", "trl.experimental.prm:PRMTrainer", "trl.experimental.prm:PRMConfig",
-        (_D.STEPWISE_SUPERVISION,), "builtin:arithmetic-steps", head="token_classification",
+        (_D.STEPWISE_SUPERVISION,), "builtin:arithmetic-steps", head="token_classification", named_eval=False,
+        last_release="1.13.0",
     ),
     Method(
         "gkd", "generalised knowledge distillation", "trl.experimental.gkd:GKDTrainer",
         "trl.experimental.gkd:GKDConfig", (_D.LANGUAGE_MODELING,), "builtin:arithmetic-messages", online=True,
         needs=("teacher",), same_vocabulary=("teacher",), arguments=MappingProxyType({"teacher_model": "teacher"}),
+        reads_output_layer="chunked",
     ),
     Method(
         "minillm", "reverse-KL distillation", "trl.experimental.minillm:MiniLLMTrainer",
         "trl.experimental.minillm:MiniLLMConfig", (_D.PROMPT_ONLY,), "builtin:arithmetic", online=True,
         batching=Batching.GENERATION, smallest_group=1, needs=("teacher",), takes=("rewards",), backends=_ROLLOUTS,
-        reward_arguments=_LOGGED, same_vocabulary=("teacher",),
-        arguments=MappingProxyType({"teacher_model": "teacher"}),
+        reward_arguments=_LOGGED, awaits_rewards=True, same_vocabulary=("teacher",),
+        arguments=MappingProxyType({"teacher_model": "teacher"}), last_release="1.14.2",
+        reference="with beta",
     ),
     Method(
         "distillation", "on-policy distillation", "trl:DistillationTrainer", "trl:DistillationConfig",
         (_D.PROMPT_ONLY,), "builtin:arithmetic", online=True,
         needs=("teacher",), backends=_ROLLOUTS, same_vocabulary=("teacher",),
         arguments=MappingProxyType({"teacher_model": "teacher"}),
+        reads_output_layer="always",
     ),
 )  # fmt: skip
 
 METHODS: Mapping[str, Method] = MappingProxyType({row.name: row for row in _ROWS})
 """Every method by the name that a recipe's `method` uses."""
+
+NOT_COVERED: Mapping[str, str] = MappingProxyType(
+    {
+        "a2po": "trl.experimental.a2po:A2POTrainer",
+        "async_distillation": "trl.experimental.async_distillation:AsyncDistillationTrainer",
+        "async_grpo": "trl.experimental.async_grpo:AsyncGRPOTrainer",
+        "bema_for_ref_model": "trl.experimental.bema_for_ref_model:DPOTrainer",
+        "gmpo": "trl.experimental.gmpo:GMPOTrainer",
+        "gold": "trl.experimental.gold:GOLDTrainer",
+        "grpo_with_replay_buffer": "trl.experimental.grpo_with_replay_buffer:GRPOWithReplayBufferTrainer",
+        "gspo_token": "trl.experimental.gspo_token:GRPOTrainer",
+        "iw_opd": "trl.experimental.iw_opd:IWOPDTrainer",
+        "sdft": "trl.experimental.sdft:SDFTTrainer",
+        "sdpo": "trl.experimental.sdpo:SDPOTrainer",
+        "server_distillation": "trl.experimental.server_distillation:ServerDistillationTrainer",
+        "ssd": "trl.experimental.ssd:SSDTrainer",
+        "tpo": "trl.experimental.tpo:TPOTrainer",
+    }
+)
+"""Trainers that the pinned TRL ships besides, by the name of their package; no recipe can ask for them yet."""
 
 
 def find_method(name: str) -> Method:
@@ -194,6 +261,8 @@ def find_method(name: str) -> Method:
     """
     if name in METHODS:
         return METHODS[name]
+    if name in NOT_COVERED:
+        raise RequestError(Problem(f"method {name!r} is not covered yet", fix=f"methods: {', '.join(METHODS)}"))
     nearest = difflib.get_close_matches(name, METHODS, 1)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"methods: {', '.join(METHODS)}"
     raise RequestError(Problem(f"unknown method {name!r}", fix=hint))

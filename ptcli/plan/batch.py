@@ -180,18 +180,47 @@ def _ppo(recipe: Recipe, sizes: dict[str, int], rows: int | None) -> tuple[dict[
     local = sizes[_PER_DEVICE] * sizes[_ACCUMULATION]
     more = {"num_mini_batches": parts, "local_batch_size": local}
     episodes = argument(recipe, "total_episodes", 0)
-    if episodes > 0:  # wins over epochs, and max_steps is not read
+    if episodes > 0:  # wins over epochs
         more["max_steps"] = math.ceil(episodes / sizes["global_batch_size"])
+    found = [_episodes_not_steps(recipe, sizes), _a_whole_batch(recipe, sizes, rows)]
+    found.append(_mini_batches(recipe, local, parts))
+    if not found[-1]:
+        more["mini_batch_size"] = local // parts
+    return more, [problem for problem in found if problem]
+
+
+def _mini_batches(recipe: Recipe, local: int, parts: int) -> Problem | None:
     if local % parts:
         message = f"{_PER_DEVICE} x {_ACCUMULATION} = {local} sequences cannot be cut into {parts} mini-batches"
         fix = f"legal num_mini_batches: {_listed([1, *divisors(local)])}"
-        key = argument_key(recipe, ("num_mini_batches", _PER_DEVICE, _ACCUMULATION))
-        return more, [Problem(message, fix, key)]
+        return Problem(message, fix, argument_key(recipe, ("num_mini_batches", _PER_DEVICE, _ACCUMULATION)))
     if argument(recipe, "whiten_rewards", False) and local // parts < _WHITENING_MINIMUM:
         message = f"whiten_rewards needs mini-batches of at least {_WHITENING_MINIMUM} sequences, not {local // parts}"
         fix = f"make {_PER_DEVICE} x {_ACCUMULATION} / num_mini_batches larger"
-        return more, [Problem(message, fix, ("training", "whiten_rewards"))]
-    return more | {"mini_batch_size": local // parts}, []
+        return Problem(message, fix, ("training", "whiten_rewards"))
+    return None
+
+
+def _episodes_not_steps(recipe: Recipe, sizes: dict[str, int]) -> Problem | None:
+    """PPOTrainer reads `total_episodes` or the epochs; with `max_steps` alone it would train for three epochs."""
+    steps = argument(recipe, "max_steps", -1)
+    if steps <= 0:
+        return None
+    message = f"max_steps is not read by the trainer of {recipe.method}, which counts episodes"
+    fix = f"write total_episodes: {steps * sizes['global_batch_size']} for {steps} steps of this batch"
+    return Problem(message, fix, ("training", "max_steps"))
+
+
+def _a_whole_batch(recipe: Recipe, sizes: dict[str, int], rows: int | None) -> Problem | None:
+    """PPOTrainer drops a batch that is not full and starts over, so with fewer rows it waits for ever."""
+    needed = sizes["global_batch_size"]
+    if rows is None or rows >= needed:
+        return None
+    share = recipe.data.eval
+    less = " besides those that are held out" if isinstance(share, float | int) else ""
+    message = f"a batch takes {needed} prompts and data.train has {rows}{less}: {recipe.method} would wait for ever"
+    key = argument_key(recipe, (_PER_DEVICE, _ACCUMULATION))
+    return Problem(message, "add rows, or make the batch smaller", key if len(key) > 1 else ("data", "train"))
 
 
 _ARITHMETIC: Mapping[Batching, Callable[[Recipe, dict[str, int], int | None], tuple[dict[str, int], list[Problem]]]] = (

@@ -7,6 +7,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel
 
+from ptcli.methods import METHODS
+from ptcli.plan.arguments import argument
 from ptcli.plan.layout import Device, Layout, decide_backend
 from ptcli.plan.model import Server
 from ptcli.plan.server import Ports
@@ -33,7 +35,17 @@ def with_defaults(recipe: Recipe, device: Device | Literal["auto"]) -> Recipe:
     backend = decide_backend(recipe)
     if backend is not None:
         changes["rollouts"] = change(recipe.rollouts, backend=backend)
-    return change(recipe, **changes)
+    return change(recipe, **_stand_ins(recipe), **changes)
+
+
+def with_evaluation(recipe: Recipe, world: int) -> Recipe:
+    """Hold out one evaluation batch of all processes, where the trainer wants evaluation rows and the recipe has none.
+
+    Fewer would be none: such a trainer drops a batch that is not full.
+    """
+    if not METHODS[recipe.method].wants_eval or recipe.data.eval is not None:
+        return recipe
+    return change(recipe, data=change(recipe.data, eval=argument(recipe, "per_device_eval_batch_size", 8) * world))
 
 
 def resolve_recipe(
@@ -53,6 +65,19 @@ def resolve_recipe(
 def change(section: _Section, **changes: Any) -> _Section:
     """A copy with some fields replaced. The values come from typed code, so they are not validated again."""
     return section.model_copy(update=changes)
+
+
+def _stand_ins(recipe: Recipe) -> dict[str, ModelSpec]:
+    """The models that are loaded a second time for a section that the recipe leaves out, this time to be trained."""
+    stand_ins = METHODS[recipe.method].stand_ins
+    given = {name: getattr(recipe, source) for name, source in stand_ins.items() if getattr(recipe, name) is None}
+    return {name: _to_be_trained(spec) for name, spec in given.items() if spec is not None}
+
+
+def _to_be_trained(spec: ModelSpec) -> ModelSpec:
+    """A frozen model's section as that of one whose weights all learn."""
+    changes = {"quantization": None} if spec.quantization else {}
+    return change(_typed(spec), **changes, **({"adapter": "merge"} if spec.adapter else {}))
 
 
 def _typed(spec: ModelSpec) -> ModelSpec:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ptcli.builtin import DATASETS, PREFIX, data_path
+from ptcli.recipe.data_files import held_out
 from ptcli.recipe.model import DataEntry, Recipe
 
 _MOST_BYTES = 64 * 2**20
@@ -14,8 +15,8 @@ _MOST_BYTES = 64 * 2**20
 def count_rows(recipe: Recipe) -> int | None:
     """At most so many training rows; None when that would need a download or a long read."""
     given = given_rows(recipe)
-    held_out = recipe.data.eval if isinstance(recipe.data.eval, float) else 0.0
-    return None if given is None else given - round(given * held_out)
+    share = recipe.data.eval
+    return given if given is None or not isinstance(share, float | int) else given - held_out(share, given)
 
 
 def given_rows(recipe: Recipe) -> int | None:

@@ -96,6 +96,8 @@ def _data(recipe: Recipe) -> DataSpec:
     held_out: Any = recipe.data.eval
     if isinstance(held_out, float):
         held_out = _share(recipe, train, held_out)
+    elif isinstance(held_out, int):
+        held_out = min(held_out, _EVAL_ROWS)
     elif isinstance(held_out, Mapping):
         held_out = {name: [_entry(entry, stand_in, _EVAL_ROWS) for entry in part] for name, part in held_out.items()}
     elif held_out is not None:
@@ -273,8 +275,13 @@ def _ppo_sizes(recipe: Recipe, processes: int, steps: int) -> dict[str, Any]:
     sizes = _plain_sizes(recipe, processes, steps)
     per_device = 8 if argument(recipe, "whiten_rewards", False) else sizes["per_device_train_batch_size"]
     batch = per_device * sizes["gradient_accumulation_steps"] * processes
-    episodes = {"total_episodes": steps * batch, "num_mini_batches": 1, "num_sample_generations": 0}
-    return sizes | {"per_device_train_batch_size": per_device, "max_steps": _UNSET} | episodes
+    episodes = {"total_episodes": steps * batch, "num_mini_batches": 1, "max_steps": _UNSET}
+    # Samples are shown once, from evaluation batches of this size, so that few rows are held out.
+    samples = {"num_sample_generations": min(argument(recipe, "num_sample_generations", 10), 1)}
+    evaluation = {
+        "per_device_eval_batch_size": min(argument(recipe, "per_device_eval_batch_size", 8), _MOST_PER_DEVICE)
+    }
+    return sizes | {"per_device_train_batch_size": per_device} | episodes | samples | evaluation
 
 
 _SIZES = {Batching.GENERATION: _generation_sizes, Batching.PPO: _ppo_sizes}

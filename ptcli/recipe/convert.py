@@ -97,7 +97,6 @@ class Converter:
         if isinstance(node, Broken):
             return FAULTY
         options = _options(annotation)
-        limits = [limit for option in options for limit in option.limits]
         if any(option.type is Any for option in options):
             value = self.anything(node, key)
         elif isinstance(node, Table):
@@ -106,9 +105,9 @@ class Converter:
             value = self.items(options, node, key)
         else:
             value = convert_scalar([option.type for option in options], node)
-            limits = [limit for option in options for limit in option.limits if _accepts(option.type, value)]
             if value is FAULTY:
                 self.refuse_type(options, node, key)
+        limits = [limit for option in options for limit in option.limits if _accepts(option.type, value)]
         return FAULTY if value is FAULTY or not self.within(limits, value, key) else value
 
     def table(self, options: list[_Option], node: Table, key: KeyPath) -> Any:

@@ -1,4 +1,5 @@
-"""What format a data file is in, by its name: for the checks before a run, and for the worker that reads it."""
+"""What format a data file is in, by its name, and how many rows are held out: for the checks before a run, and for
+the worker that reads the file."""
 
 from __future__ import annotations
 
@@ -33,3 +34,8 @@ def data_suffix(path: Path) -> str:
 def data_format(path: Path) -> str:
     """The format that a file's name says; "" for none that can be read."""
     return FORMATS.get(data_suffix(path), "")
+
+
+def held_out(share: float | int, rows: int) -> int:
+    """How many of `rows` `data.eval` holds out: a fraction of them, or a number."""
+    return share if isinstance(share, int) else round(rows * share)

@@ -28,6 +28,7 @@ from ptcli.recipe.requirements import (
     empty_names,
     fraction_out_of_range,
     missing_sections,
+    named_evaluation,
     read_method,
     refused_backend,
     superfluous_sections,
@@ -159,7 +160,8 @@ def _check_sections(method: Method, tree: Table, values: dict[str, Any]) -> list
         values.pop(str(problem.key[0]), None)
     if values.get("rollouts"):
         problems += refused_backend(method, values["rollouts"])
-    problems += [*fraction_out_of_range(values["data"]), *empty_names(values)]
+    problems += [*fraction_out_of_range(values["data"]), *named_evaluation(method, values["data"])]
+    problems += empty_names(values)
     problems += check_libraries(method, tree, values)
     problems += contradictions(values, faulty={problem.key for problem in problems})
     return problems

@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterator
 from typing import Any, get_args
 
 from ptcli.errors import KeyPath, Problem
-from ptcli.methods import METHODS, Method
+from ptcli.methods import METHODS, NOT_COVERED, Method
 from ptcli.methods import Section as SectionName
+from ptcli.recipe.availability import not_shipped
 from ptcli.recipe.suggest import nearest
 from ptcli.recipe.tree import Broken, Scalar, Table, describe
 
@@ -26,7 +27,12 @@ def read_method(root: Table) -> tuple[Method | None, list[Problem]]:
     if isinstance(node, Broken):
         return None, []
     if isinstance(node, Scalar) and node.text in METHODS:
-        return METHODS[node.text], []
+        missing = not_shipped(METHODS[node.text])
+        return METHODS[node.text], [missing] if missing else []
+    if isinstance(node, Scalar) and node.text in NOT_COVERED:
+        trainer = NOT_COVERED[node.text].partition(":")[2]
+        message = f"the method `{node.text}` is not covered yet: TRL has its {trainer}, recipes cannot ask for it"
+        return None, [Problem(message, f"the methods are {names}", key=("method",))]
     close = nearest(node.text, METHODS) if isinstance(node, Scalar) else None
     message = f"`method` must be text, not {describe(node)}"
     if isinstance(node, Scalar) and node.value is not None:
@@ -67,13 +73,20 @@ def refused_backend(method: Method, rollouts: dict[str, Any]) -> Iterator[Proble
 
 
 def fraction_out_of_range(data: dict[str, Any]) -> Iterator[Problem]:
-    """A problem when `data.eval` is a number that is no share of the training rows."""
+    """A problem when `data.eval` is a fraction that is no share of the training rows."""
     share = data.get("eval")
     if isinstance(share, float) and not 0 < share < 1:
         message = (
-            f"`data.eval` as a number is the share of the training rows to hold out, between 0 and 1, not {share:g}"
+            f"`data.eval` as a fraction is the share of the training rows to hold out, between 0 and 1, not {share:g}"
         )
-        yield Problem(message, "write for example 0.05, or a list of sources", key=("data", "eval"))
+        yield Problem(message, "write for example 0.05, a number of rows, or a list of sources", key=("data", "eval"))
+
+
+def named_evaluation(method: Method, data: dict[str, Any]) -> Iterator[Problem]:
+    """A problem when evaluation sets have names and the method's trainer fails on them."""
+    if isinstance(data.get("eval"), dict) and not method.named_eval:
+        message = f"`data.eval` cannot have named sets with {method.name}: its trainer in TRL takes one set"
+        yield Problem(message, "write one list of sources", key=("data", "eval"))
 
 
 def contradictions(values: dict[str, Any], faulty: Collection[KeyPath]) -> Iterator[Problem]:

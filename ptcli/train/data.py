@@ -14,7 +14,7 @@ from datasets import Dataset, DatasetDict, Features, concatenate_datasets, load_
 
 from ptcli.builtin import data_path
 from ptcli.errors import WorkError
-from ptcli.recipe.data_files import data_format, data_suffix
+from ptcli.recipe.data_files import data_format, data_suffix, held_out
 from ptcli.recipe.model import DataEntry, Recipe
 
 BUILDERS = {"JSON": "json", "Parquet": "parquet", "CSV": "csv", "TSV": "csv", "Arrow": "arrow"}
@@ -25,7 +25,7 @@ def load_data(recipe: Recipe) -> tuple[Dataset, Dataset | dict[str, Dataset] | N
     """The training rows and the evaluation rows. Raises WorkError that names the entry at fault."""
     train = _load_entries(recipe.data.train, "data.train", recipe.seed)
     evaluation = recipe.data.eval
-    if isinstance(evaluation, float):
+    if isinstance(evaluation, float | int):
         return _hold_out(train, evaluation, recipe.seed)
     if isinstance(evaluation, dict):
         return train, {
@@ -34,10 +34,10 @@ def load_data(recipe: Recipe) -> tuple[Dataset, Dataset | dict[str, Dataset] | N
     return train, _load_entries(evaluation, "data.eval", recipe.seed) if evaluation else None
 
 
-def _hold_out(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    count = round(len(rows) * fraction)
+def _hold_out(rows: Dataset, share: float | int, seed: int) -> tuple[Dataset, Dataset]:
+    count = held_out(share, len(rows))
     if not 0 < count < len(rows):
-        raise WorkError(f"data.eval: {fraction:g} of {len(rows)} rows is {count}; both parts need at least one row")
+        raise WorkError(f"data.eval: {share:g} of {len(rows)} rows is {count}; both parts need at least one row")
     parts = rows.train_test_split(test_size=count, seed=seed)
     return parts["train"], parts["test"]
 

@@ -190,7 +190,8 @@ def test_ppo_sizes(recipe_of: Recipes) -> None:
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_method_has_arithmetic(recipe_of: Recipes, method: str) -> None:
-    result = batch_of(recipe_of(method, training={"max_steps": 7}), 2)
+    duration = {"total_episodes": 7 * 16} if METHODS[method].batching is Batching.PPO else {"max_steps": 7}
+    result = batch_of(recipe_of(method, training=duration), 2)
     assert result.problems == ()
     assert result.sizes["global_batch_size"] == 16
     assert result.sizes["max_steps"] == 7
@@ -218,6 +219,7 @@ def test_rows_are_counted_where_that_is_cheap(recipe_of: Recipes, tmp_path: Path
     assert rows_of(recipe_of, {**local, "split": "train[:1]"}) is None
     assert rows_of(recipe_of, {"path": str(tmp_path / "none.jsonl")}) is None
     assert rows_of(recipe_of, {"path": "builtin:arithmetic"}, eval=0.5) == 200
+    assert rows_of(recipe_of, {"path": "builtin:arithmetic"}, eval=30) == 370
 
 
 def test_the_key_of_a_problem_is_one_that_the_recipe_has(recipe_of: Recipes) -> None:
@@ -230,6 +232,25 @@ def test_the_key_of_a_problem_is_one_that_the_recipe_has(recipe_of: Recipes) -> 
 def test_what_trl_would_divide_by_or_send_is_at_least_one(grpo: Recipe, name: str) -> None:
     (problem,) = batch(grpo, **{name: 0}).problems
     assert problem.key == ("training", name)
+
+
+def test_ppo_says_how_many_episodes_the_steps_are(recipe_of: Recipes) -> None:
+    (problem,) = batch_of(recipe_of("ppo", training={"max_steps": 5, "gradient_accumulation_steps": 2}), 4).problems
+    assert problem.key == ("training", "max_steps")
+    assert "total_episodes: 320 for 5 steps" in problem.fix
+
+
+@pytest.mark.parametrize(
+    ("rows", "held_out", "fits"), [(16, None, True), (15, None, False), (24, 8, True), (23, 8, False)]
+)
+def test_ppo_needs_a_whole_batch_besides_what_is_held_out(
+    recipe_of: Recipes, rows: int, held_out: int | None, fits: bool
+) -> None:
+    """With fewer rows TRL's loop over a loader that drops its only batch never ends."""
+    recipe = recipe_of("ppo", data={"train": [{"path": "builtin:arithmetic", "take": rows}], "eval": held_out})
+    problems = batch_of(recipe, 2, count_rows(recipe)).problems
+    assert [str(problem.key[-1]) for problem in problems] == ([] if fits else ["train"])
+    assert fits or "wait for ever" in problems[0].message
 
 
 def test_ppo_counts_episodes(recipe_of: Recipes) -> None:

@@ -224,7 +224,8 @@ TYPES = [
             error("8:7", "`path` is missing in `data.train.3`"),
         ],
     ),
-    Broken("share of one", GOOD.replace("}]}", "}], eval: 2}"), [error("3:54", "`data.eval`", "share")]),
+    Broken("share of one", GOOD.replace("}]}", "}], eval: 2.0}"), [error("3:54", "`data.eval`", "share")]),
+    Broken("no rows to evaluate on", GOOD.replace("}]}", "}], eval: 0}"), [error("3:54", "`data.eval`", "at least 1")]),
     Broken(
         "eval of no kind", GOOD.replace("}]}", "}], eval: yes}"), [error("3:54", "a list or a mapping or a number")]
     ),
