@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ptcli.errors import Problem
 from ptcli.plan.colocate import uses_colocate
@@ -84,11 +85,18 @@ def rollouts_step(recipe: Recipe, machine: Machine, layout: Layout, server: Serv
         gpu_memory_utilization=rollouts.gpu_memory_utilization,
         seed=recipe.seed,
         trust_remote_code=recipe.model.trust_remote_code,
-        engine=rollouts.engine,
+        engine=_engine(recipe),
         ports=ports.spare,
     )
     env = _threads(env, machine) | device_environment(gpus, machine, layout) | recipe.launch.env
     return Step("rollouts", 0, argv, env, gpus)
+
+
+def _engine(recipe: Recipe) -> Mapping[str, Any]:
+    """The server's further flags. Of a model of random weights it makes its own: the trainer sends its weights before
+    the first completion (TRL pushes them whenever its step is another than that of the last push, at first -1)."""
+    start = {"load_format": "dummy"} if recipe.model.from_ == "config" else {}
+    return start | recipe.rollouts.engine
 
 
 def trainer_steps(

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ptcli.errors import Problem, RequestError
-from ptcli.methods import METHODS
-from ptcli.recipe.catalogue import fields
 from ptcli.recipe.local_models import adapter_config, local_folder, read_model_config, resolve_model_path
 from ptcli.recipe.model import ModelSpec, Recipe
 
@@ -18,12 +16,15 @@ def check_random_weights(recipe: Recipe) -> Iterator[Problem]:
         if spec is not None and spec.from_ == "config":
             yield from _check_source(spec, section)
     if recipe.model.from_ == "config":
-        yield from _check_reference(recipe)
         yield from _check_server(recipe)
 
 
 def _check_source(spec: ModelSpec, section: str) -> Iterator[Problem]:
-    """An adapter has no architecture of its own; what to do with one is said beside weights."""
+    """An adapter has no architecture of its own; what to do with one is said beside weights. Only the policy's random
+    weights are written down before the start (`ptcli.train.start`), from where they can be loaded quantised."""
+    if spec.quantization and section != "model":
+        message = f"`{section}.quantization` and `from: config` exclude each other"
+        yield Problem(message, "leave one out", (section, "quantization"))
     if spec.adapter is not None:
         yield Problem(f"`{section}.adapter` and `from: config` exclude each other", "leave one out", (section, "from"))
         return
@@ -34,19 +35,6 @@ def _check_source(spec: ModelSpec, section: str) -> Iterator[Problem]:
     if folder and adapter_config(folder):
         message = f"{spec.path} is an adapter, which has no config to make a model from"
         yield Problem(message, "name the base model", (section, "path"))
-
-
-def _check_reference(recipe: Recipe) -> Iterator[Problem]:
-    """Some trainers take no reference: where one is wanted, they load it from the model's path, weights and all."""
-    row = METHODS[recipe.method]
-    known = fields(row.config)
-    loads = "ref_model" not in row.sections and {"beta", "sync_ref_model"} <= known.keys() and recipe.peft is None
-    if loads and recipe.training.get("beta", known["beta"].default):
-        key = ("training", "beta") if "beta" in recipe.training else ("model", "from")
-        message = f"with beta other than 0 the trainer of {recipe.method} loads its reference from `model.path`"
-        yield Problem(
-            f"{message}, and not the random weights of `from: config`", "set beta: 0, or train an adapter", key
-        )
 
 
 def _check_server(recipe: Recipe) -> Iterator[Problem]:

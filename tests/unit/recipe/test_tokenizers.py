@@ -232,17 +232,13 @@ def test_a_scorer_gives_one_number(tmp_path: Path, config: dict[str, Any], words
 # --- from: config ----------------------------------------------------------------------------------------------------
 
 
-LOADS_ITS_REFERENCE = ["grpo", "rloo"]
-
-
 def fresh(**fields: Any) -> dict[str, Any]:
     return {"path": "builtin:tiny", "from": "config", **fields}
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_random_weights_are_taken_by_every_method(method: str) -> None:
-    training = {"beta": 0.0} if method in LOADS_ITS_REFERENCE else {}
-    assert shown(check_random_weights(recipe_of(method, model=fresh(), training=training))) == []
+    assert shown(check_random_weights(recipe_of(method, model=fresh()))) == []
 
 
 def test_an_adapter_is_no_architecture(tmp_path: Path) -> None:
@@ -252,12 +248,11 @@ def test_an_adapter_is_no_architecture(tmp_path: Path) -> None:
     assert problem.key == ("model", "from")
 
 
-@pytest.mark.parametrize("method", LOADS_ITS_REFERENCE)
-def test_a_reference_that_the_trainer_loads_by_path_is_refused(method: str) -> None:
-    recipe = recipe_of(method, model=fresh(), training={"beta": 0.1})
-    assert only(check_random_weights(recipe)).key == ("training", "beta")
-    assert shown(check_random_weights(recipe_of(method, model=fresh(), training={"beta": 0.1}, peft={"r": 4}))) == []
-    assert shown(check_random_weights(recipe_of(method, training={"beta": 0.1}))) == []
+def test_only_the_policy_can_be_quantised() -> None:
+    quantization = {"load_in_4bit": True}
+    assert shown(check_random_weights(recipe_of(model=fresh(quantization=quantization)))) == []
+    recipe = recipe_of("gkd", teacher=fresh(quantization=quantization))
+    assert only(check_random_weights(recipe)).key == ("teacher", "quantization")
 
 
 def test_a_server_does_not_see_a_changed_config() -> None:
