@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import os
 import re
@@ -49,6 +50,17 @@ def find_object(use: str) -> Found:
     else:
         path = find_module(match["module"])
     return _look_up(path, match["name"], match["module"]) if path else Found(None)
+
+
+@functools.cache
+def shipped_rewards() -> frozenset[str]:
+    """Names of the reward functions that TRL ships, which its own scripts take without a module."""
+    try:
+        source = find_module("trl.rewards")
+    except NotFound:
+        return frozenset()
+    text = source.read_text(encoding="utf-8") if source else ""
+    return frozenset(re.findall(r"\b(?:get_)?\w+_(?:reward|punishment)\b", text))
 
 
 def has_module(name: str) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from ptcli.recipe.code import shipped_rewards
 from ptcli.recipe.model import CallbackSpec, DataEntry, LaunchSpec, ModelSpec, RewardSpec, Section
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
@@ -76,7 +77,12 @@ def _code(text: str, folder: Path) -> str:
 
 
 def _reward(text: str, folder: Path) -> str:
-    return _model(text, folder) if text.startswith("builtin:") or ":" not in text else _code(text, folder)
+    """A reward of TRL by its bare name is written out; a model of that name can still be named as `./NAME`."""
+    if ":" in text and not text.startswith("builtin:"):
+        return _code(text, folder)
+    if text.isidentifier() and not _exists(text, folder) and text in shipped_rewards():
+        return f"trl.rewards:{text}"
+    return _model(text, folder)
 
 
 def _template(text: str, folder: Path) -> str:

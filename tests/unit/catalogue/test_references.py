@@ -168,14 +168,6 @@ def test_a_folder_that_is_really_called_so(tmp_path: Path) -> None:
     none(model={"path": str(model)})
 
 
-def test_adapters_are_not_built_yet(tmp_path: Path) -> None:
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))
-    assert "not built yet" in only(model={"path": str(adapter)}).message
-    assert only(model={"path": "org/base", "adapter": "merge"}).key == ("model", "adapter")
-
-
 def test_resolving_paths(tmp_path: Path) -> None:
     assert resolve_model_path("org/name") == "org/name"
     assert Path(resolve_model_path("builtin:tiny"), "config.json").is_file()
@@ -320,6 +312,12 @@ def no_target(prompts, completions, completion_ids, trainer_state, log_extra, lo
 def wrapped(completions): ...
 class Judge:
     def inner(self): ...
+class Caller:
+    def __init__(self, url, *, retries=3): ...
+    async def __call__(self, completions, **kwargs): ...
+class Heir(Judge): ...
+def make(goal, scale=1.0): ...
+def make_default(scale=1.0): ...
 built = make()
 LIMIT = 3
 if os.name:
@@ -355,8 +353,7 @@ def test_names_that_are_too_long_for_a_file_are_not_there() -> None:
     assert "no file" in only(**reward(f"/{long}.py:f")).message
 
 
-def test_reward_of_trl_without_its_module() -> None:
-    assert only(**reward("accuracy_reward")).fix == "write `trl.rewards:accuracy_reward`"
+def test_a_reward_that_is_a_hub_model() -> None:
     none(**reward("gpt2"))
 
 
@@ -373,7 +370,10 @@ def test_functions_in_a_file_that_is_not_run(rewards: Path, name: str) -> None:
         ("narrow", "does not take `completion_ids`"),
         ("narrow", "add `**kwargs`"),
         ("positional", "by position only"),
-        ("Judge", "is a class, not a function"),
+        ("Judge", "a class whose instances cannot be called"),
+        ("Caller", "needs the argument `url`"),
+        ("make", "does not take `completions`"),
+        ("make", "`args: {goal: ...}` here if it makes a reward"),
         ("LIMIT", "is a constant, not a function"),
     ],
 )
@@ -386,6 +386,18 @@ def test_functions_that_cannot_be_rewards(rewards: Path, name: str, words: str) 
 def test_arguments_that_a_function_does_not_take(rewards: Path) -> None:
     none(**reward(f"{rewards}:good", args={"target": 64}))
     assert only(**reward(f"{rewards}:no_target", args={"target": 64})).key == ("rewards", 0, "args", "target")
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [("make", {"goal": 3}), ("make_default", {}), ("Heir", {}), ("Caller", {"url": "http://judge", "retries": 1})],
+)
+def test_factories_take_their_arguments(rewards: Path, name: str, args: dict[str, Any]) -> None:
+    none(**reward(f"{rewards}:{name}", args=args))
+    found = check_references(recipe(**reward(f"{rewards}:{name}", args={**args, "scales": 2})))
+    assert [each.key for each in found] == ([] if name == "Heir" else [("rewards", 0, "args", "scales")])
+    if name == "make":
+        assert found[0].fix == "did you mean `scale`?"
 
 
 def test_a_star_import_may_bring_anything(tmp_path: Path) -> None:
@@ -419,7 +431,8 @@ def test_a_function_imported_from_a_sibling(rewards: Path, tmp_path: Path) -> No
         ("trl.reward:accuracy_reward", "did you mean trl.rewards?"),
         ("no_such_package.rewards:x", "there is no module no_such_package"),
         ("trl.rewards.accuracy_reward", "write `trl.rewards:accuracy_reward`"),
-        ("trl.rewards:get_soft_overlong_punishment", "does not take"),
+        ("trl.rewards:get_soft_overlong_punishment", "does not take `completions`"),
+        ("trl.rewards:get_soft_overlong_punishment", "`args: {max_completion_len: ...}`"),
         ("ptcli.builtin.rewards:exact_mach", "did you mean `exact_match`?"),
     ],
 )
