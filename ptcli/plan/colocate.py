@@ -21,6 +21,8 @@ from ptcli.recipe.model import Recipe, RolloutsSpec
 KEY: KeyPath = ("rollouts", "mode")
 SLEEP = "vllm_enable_sleep_mode"
 
+_LARGE_SHARE = 0.9
+
 _SERVERS_OWN = {
     "gpus": "vLLM shares the trainer's GPUs: leave it out and say launch.gpus",
     "data_parallel_size": "every trainer process has a copy of its own: leave it out",
@@ -84,13 +86,19 @@ def max_model_len(recipe: Recipe, facts: Mapping[str, Any] | None) -> int | None
 
 
 def colocate_notes(recipe: Recipe) -> tuple[str, ...]:
-    """What a person should know of this mode's traps."""
-    if not argument(recipe, SLEEP, False):
-        return ()
-    return (
-        f"training.{SLEEP}: vLLM forgets its weights after every generation, and some releases then sampled from stale "
-        "ones (trl#5312); watch sampling/sampling_logp_difference/mean, which must not grow from step to step",
-    )
+    """What a person should know of this mode's traps. `recipe` has its rollouts decided."""
+    share, notes = recipe.rollouts.gpu_memory_utilization, []
+    if share is not None and share >= _LARGE_SHARE:
+        notes.append(
+            f"rollouts.gpu_memory_utilization {share:g} leaves {1 - share:.0%} of each GPU to training; "
+            "TRL's default in colocate mode is 0.3"
+        )
+    if argument(recipe, SLEEP, False):
+        notes.append(
+            f"training.{SLEEP}: vLLM forgets its weights after every generation, and some releases then sampled from "
+            "stale ones (trl#5312); watch sampling/sampling_logp_difference/mean, which must not grow from step to step"
+        )
+    return tuple(notes)
 
 
 def _not_a_server(rollouts: RolloutsSpec) -> Iterator[Problem]:

@@ -205,7 +205,6 @@ GRPO: dict[str, Any] = {"method": "grpo"}
         (GRPO | {"rollouts": {"gpus": 9}}, "rollouts.gpus", "8 GPUs are assumed"),
         (GRPO | {"rollouts": {"gpus": 2}, "launch": {"gpus": 7}}, "launch.gpus", "leaves 6"),
         (GRPO | {"rollouts": {"gpus": [0, 1]}, "launch": {"gpus": [1, 2]}}, "launch.gpus", "GPU 1 is in both"),
-        (GRPO | {"rollouts": {"mode": "colocate"}}, "rollouts.mode", "not built yet"),
         ({"training": {"eval_strategy": "steps", "eval_steps": 5}}, "training.eval_strategy", "no data.eval"),
         (GRPO | {"rollouts": {"gpus": 1, "port": 9000, "group_port": 9000}}, "rollouts.group_port", "server's port"),
         (GRPO | {"rollouts": {"url": "localhost:8000"}}, "rollouts.url", "http://127.0.0.1:8000"),
