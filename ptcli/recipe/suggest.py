@@ -47,9 +47,13 @@ _SYNONYMS = {
     "rewards": dict.fromkeys(("function", "name", "path"), "use"),
     "callbacks": dict.fromkeys(("class", "name", "path"), "use"),
     "guards": {
-        "nan": "non_finite", "zero_std": "reward_variance", "frac_reward_zero_std": "reward_variance",
-        "clipped": "clipped_completions", "clipped_ratio": "clipped_completions", "adapter": "adapter_moves",
-    },  # fmt: skip
+        "nan": "non_finite",
+        "zero_std": "reward_variance",
+        "frac_reward_zero_std": "reward_variance",
+        "clipped": "clipped_completions",
+        "clipped_ratio": "clipped_completions",
+        "adapter": "adapter_moves",
+    },
 }
 """By section, what other programs call a key of it."""
 

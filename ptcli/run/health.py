@@ -23,6 +23,7 @@ from typing import Any, Literal
 import psutil
 
 from ptcli.errors import WorkError
+from ptcli.events import Event
 from ptcli.plan.model import Server
 
 Phase = Literal["loading", "training", "saving", "finished"]
@@ -59,14 +60,17 @@ class Heartbeat:
     tokens: int | None = None
     loss: float | None = None
     reward: float | None = None
+    events: tuple[Event, ...] = ()
+    """What the guards saw, the first first."""
 
 
 def read_heartbeat(path: Path) -> Heartbeat | None:
     """The last heartbeat; None when there was none yet."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return Heartbeat(**{name: values.get(name) for name in Heartbeat.__dataclass_fields__})
-    except (OSError, ValueError, AttributeError):
+        events = tuple(Event.from_dict(event) for event in values.get("events") or ())
+        return Heartbeat(**{name: values.get(name) for name in Heartbeat.__dataclass_fields__} | {"events": events})
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return None
 
 

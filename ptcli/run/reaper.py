@@ -59,7 +59,8 @@ def _correct(status_file: Path) -> None:
     rundir = RunDirectory(status_file.parent)
     status = rundir.status()
     if status and status.state in RUNNING:
-        rundir.write_status("failed", cause="ptcli itself was killed or crashed", step=status.step, exit_code=KILLED)
+        cause = "ptcli itself was killed or crashed"
+        rundir.write_status("failed", cause=cause, step=status.step, exit_code=KILLED, events=status.events)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from ptcli.errors import Problem, RequestError
+from ptcli.events import Event
 from ptcli.plan.model import Plan
 from ptcli.run.masking import mask
 
@@ -28,6 +29,7 @@ _SIGNS = (
 """What tells that a run lives here."""
 _LEFT_BY_A_RUN = (
     *_SIGNS, "plan.json", "launch.sh", "stack.json", "accelerate.yaml", "metrics.jsonl", "completions",
+    "completions.jsonl",
     "logs/rollouts.log", "logs/trainer.log", "logs/heartbeat.json", "logs/heartbeat.json.part", "logs/stacks-*.txt",
     "model.safetensors.index.json", "config.json", "generation_config.json", "adapter_config.json",
     "training_args.bin", "trainer_state.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
@@ -54,9 +56,19 @@ class Status:
     """Exit code of ptcli; None while the run goes on."""
     updated: str
     """ISO 8601, UTC."""
+    events: tuple[Event, ...] = ()
+    """What the guards saw."""
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As JSON has it; `events` only where there are some."""
+        values = asdict(self)
+        events = [event.as_dict() for event in self.events]
+        return values | {"events": events} if events else {k: v for k, v in values.items() if k != "events"}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Status:
+        """Raises KeyError, TypeError or AttributeError for what no status is."""
+        return cls(**values | {"events": tuple(Event.from_dict(event) for event in values.get("events", ()))})
 
 
 class RunDirectory:
@@ -131,19 +143,25 @@ class RunDirectory:
     def status(self) -> Status | None:
         """What `status.json` says; None when there is none or it can't be read."""
         try:
-            return Status(**json.loads(self.status_file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            return Status.from_dict(json.loads(self.status_file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
 
     def write_status(
-        self, state: State, *, cause: str | None = None, step: int = 0, exit_code: int | None = None
+        self,
+        state: State,
+        *,
+        cause: str | None = None,
+        step: int = 0,
+        exit_code: int | None = None,
+        events: tuple[Event, ...] = (),
     ) -> Status:
         """Replace `status.json`, secrets masked. A disk that refuses does not stop a run: it is tried, no more.
 
         On a full disk the file is written where it lies: so small a text fits into the block that it has.
         """
         updated = datetime.now(UTC).isoformat(timespec="seconds")
-        status = Status(state, mask(cause) if cause else None, step, exit_code, updated)
+        status = Status(state, mask(cause) if cause else None, step, exit_code, updated, events)
         text = _json(status.as_dict())
         try:
             self.write(self.status_file.name, text)

@@ -7,6 +7,7 @@ the processes:
 
     the trainer ended with 0 and at least one step           finished   0
     either side died, no progress, not ready, no steps       failed     1    WorkError
+    a guard of the trainer's stopped it                      failed     1    GuardStopped
     SIGINT, SIGTERM, SIGHUP                                   stopped  128+n  Interrupted
 """
 
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from ptcli.errors import Interrupted, PtcliError, WorkError
+from ptcli.events import Event
 from ptcli.run.health import (
     SILENCE,
     Background,
@@ -65,6 +67,10 @@ class SideFailed(WorkError):
         super().__init__(message)
 
 
+class GuardStopped(WorkError):
+    """A guard in the trainer ended the run; its message says it all."""
+
+
 @dataclass(frozen=True)
 class Ending:
     """What became of a run."""
@@ -84,7 +90,9 @@ def supervise(plan: Plan, rundir: RunDirectory, *, view: View) -> Status:
     with Signals() as signals, adopt_orphans(), Processes(rundir.status_file, rundir.lock) as processes:
         run = Run(plan, rundir, view, signals, processes)
         ending = run.live()
-        status = rundir.write_status(ending.state, cause=ending.cause, step=run.step, exit_code=ending.exit_code)
+        status = rundir.write_status(
+            ending.state, cause=ending.cause, step=run.step, exit_code=ending.exit_code, events=run.events
+        )
     if ending.cause and ending.state == "failed":
         view.fail(status.cause or "", list(_details(rundir, ending.guilty)))
     elif ending.cause:
@@ -103,10 +111,16 @@ class Run:
         self.plan, self.rundir, self.view, self.signals, self.processes = plan, rundir, view, signals, processes
         self.beat: Heartbeat | None = None
         self._record_at = 0.0
+        self._told = 0
+        """Events of guards that were said."""
 
     @property
     def step(self) -> int:
         return self.beat.step if self.beat else 0
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        return self.beat.events if self.beat else ()
 
     def live(self) -> Ending:
         """All of it, in order."""
@@ -118,6 +132,8 @@ class Run:
             ending = Ending("stopped", stop.exit_code, str(stop))
         except SideFailed as error:
             ending = Ending("failed", 1, str(error), (error.side,))
+        except GuardStopped as error:
+            ending = Ending("failed", 1, str(error))
         except PtcliError as error:
             ending = Ending("failed", 1, str(error), tuple(SIDES))
         finally:
@@ -177,6 +193,8 @@ class Run:
         if code == 0:
             message = f"the trainer ended at step {self.step}, before it was done, although with exit code 0"
             raise SideFailed("trainer", message)
+        if self.events and self.events[-1].action == "stop":
+            raise GuardStopped(self.events[-1].message)
         error = first_error(self.rundir.log("trainer")) or ""
         if any(sign in error for sign in _LOST_SERVER):
             self._await_server_death(error)
@@ -222,6 +240,10 @@ class Run:
 
     def _read_beat(self) -> None:
         self.beat = read_heartbeat(self.rundir.heartbeat) or self.beat
+        for event in self.events[self._told :]:
+            if event.action == "warn":  # the other kind is why the run ends, and said then
+                self.view.say(f"warning: {event.message}")
+        self._told = max(self._told, len(self.events))
 
     def _record(self) -> None:
         began = time.monotonic()
@@ -229,7 +251,7 @@ class Run:
             return
         self.processes.record()
         if "trainer" in self.processes.groups:
-            self.rundir.write_status("training", step=self.step)
+            self.rundir.write_status("training", step=self.step, events=self.events)
         took = time.monotonic() - began
         # On a big node there are thousands of processes to go through: at most 2 % of a core for that.
         self._record_at = began + max(RECORD_INTERVAL, 50 * took)

@@ -51,7 +51,7 @@ class Heartbeat:
             self._late.start()
 
     def beat(self, **changes: Any) -> None:
-        """Take over the changes (`phase`, `step`, `total`, `tokens`, `loss`, `reward`) and write the file."""
+        """Take over the changes (`phase`, `step`, `total`, `tokens`, `loss`, `reward`, `events`) and write the file."""
         with self._lock:
             self._cancel_late()
             self._state |= changes

@@ -68,6 +68,7 @@ def _build(recipe: Recipe, heartbeat: Heartbeat | None) -> Any:
     # Imported only now: the heavy libraries take many seconds, and the first heartbeat is to come before.
     from ptcli.train.build import build_trainer
     from ptcli.train.callback import ProgressCallback, load_callbacks
+    from ptcli.train.guards.callback import attach
 
     if _uses_server(recipe):
         from ptcli.rollouts.client import install
@@ -78,9 +79,12 @@ def _build(recipe: Recipe, heartbeat: Heartbeat | None) -> Any:
 
         colocate.install(recipe)
     callbacks = load_callbacks(recipe.callbacks)
-    if heartbeat:
-        callbacks.insert(0, ProgressCallback(heartbeat, Metrics(Path(recipe.output_dir))))
-    return build_trainer(recipe, callbacks)
+    metrics = Metrics(Path(recipe.output_dir)) if heartbeat else None
+    if heartbeat and metrics:
+        callbacks.insert(0, ProgressCallback(heartbeat, metrics))
+    trainer = build_trainer(recipe, callbacks)
+    attach(trainer, recipe, heartbeat, metrics)
+    return trainer
 
 
 def _run(trainer: Any, resume_from: str | None) -> None:

@@ -25,7 +25,15 @@ HEAVY_MODULES = {
     "ptcli.recipe.generate_catalogue", "ptcli.builtin.build", "ptcli.builtin.train_model",
     "ptcli.builtin.make_tokenizer",
 }  # fmt: skip
-LIGHT_IN_HEAVY_ROOM = {"ptcli.train", "ptcli.train.config"}
+LIGHT_IN_HEAVY_ROOM = {
+    "ptcli.train",
+    "ptcli.train.config",
+    "ptcli.train.guards",
+    "ptcli.train.guards.decisions",
+    "ptcli.train.guards.measures",
+    "ptcli.train.reward_child",
+    "ptcli.train.reward_loading",
+}
 
 
 def _modules() -> list[str]:
