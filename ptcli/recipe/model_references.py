@@ -9,6 +9,7 @@ from pathlib import Path
 from ptcli.errors import KeyPath, Problem
 from ptcli.recipe.files import near_builtin, near_sibling, unreadable
 from ptcli.recipe.local_models import (
+    ADAPTER_CONFIG,
     BadWeights,
     checkpoint_of,
     is_local,
@@ -21,21 +22,17 @@ from ptcli.recipe.model import ModelSpec
 from ptcli.recipe.templates import check_template
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-_ADAPTERS = "adapters as a model are not built yet"
 
 
 def check_model(spec: ModelSpec, key: KeyPath, *, tokenizer: bool | None = None) -> Iterator[Problem]:
     """Problems of one model section. `tokenizer`: whether its folder must have one; by default only `model` must."""
     if spec.chat_template is not None:
         yield from check_template(spec.chat_template, (*key, "chat_template"))
-    if spec.adapter is not None:
-        yield Problem(f"`{key[0]}.adapter`: {_ADAPTERS}", "merge the adapter into its base first", (*key, "adapter"))
-    yield from check_model_path(
-        spec.path, (*key, "path"), tokenizer=key == ("model",) if tokenizer is None else tokenizer
-    )
+    tokenizer = key == ("model",) if tokenizer is None else tokenizer
+    yield from check_model_path(spec.path, (*key, "path"), tokenizer=tokenizer, weights=spec.from_ == "weights")
 
 
-def check_model_path(path: str, key: KeyPath, *, tokenizer: bool) -> list[Problem]:
+def check_model_path(path: str, key: KeyPath, *, tokenizer: bool, weights: bool = True) -> list[Problem]:
     if path.startswith("builtin:"):
         from ptcli.builtin import MODELS
 
@@ -48,7 +45,7 @@ def check_model_path(path: str, key: KeyPath, *, tokenizer: bool) -> list[Proble
         if missing:
             return [missing]
     folder = Path(resolve_model_path(path))
-    return _check_folder(folder, key, tokenizer=tokenizer) if is_local(str(folder)) else []
+    return _check_folder(folder, key, tokenizer=tokenizer, weights=weights) if is_local(str(folder)) else []
 
 
 def _checkpoints(run: Path) -> list[int]:
@@ -66,17 +63,18 @@ def _missing_checkpoint(run: Path, step: int, key: KeyPath) -> Problem | None:
     return Problem(f"{run} has no checkpoint of step {step}", fix, key)
 
 
-def _check_folder(folder: Path, key: KeyPath, *, tokenizer: bool) -> list[Problem]:
+def _check_folder(folder: Path, key: KeyPath, *, tokenizer: bool, weights: bool) -> list[Problem]:
     if not os.path.isdir(folder):
         if os.path.exists(folder):
             return [Problem(f"{folder} is a file, not the folder of a model", _file_fix(folder), key)]
         return [Problem(f"there is no model folder {folder}", near_sibling(folder), key)]
-    if os.path.exists(folder / "adapter_config.json") and not os.path.exists(folder / "config.json"):
-        return [Problem(f"{folder} is a PEFT adapter: {_ADAPTERS}", "merge it into its base first", key)]
+    if os.path.exists(folder / ADAPTER_CONFIG):
+        return []  # see ptcli.recipe.adapter_folders
     found = [_config_problem(folder, key)] if not read_json(folder / "config.json") else []
     if found:
         return found
-    problems = [Problem(f"{folder}: {message}", fix, key) for message, fix in _weight_problems(folder)]
+    wrong = _weight_problems(folder) if weights else ()
+    problems = [Problem(f"{folder}: {message}", fix, key) for message, fix in wrong]
     if tokenizer and not any(os.path.exists(folder / name) for name in _TOKENIZERS):
         problems.append(
             Problem(f"{folder} has no tokenizer", "put tokenizer.json and tokenizer_config.json there", key)

@@ -9,12 +9,16 @@ from collections.abc import Iterator
 
 from ptcli.errors import KeyPath, Problem
 from ptcli.methods import METHODS
+from ptcli.recipe.adapter_folders import check_adapters
 from ptcli.recipe.code_references import check_callback, check_reward
 from ptcli.recipe.data_references import check_data
 from ptcli.recipe.local_models import read_model_config, resolve_model_path
 from ptcli.recipe.lora_targets import check_targets
 from ptcli.recipe.model import DataEntry, Recipe
 from ptcli.recipe.model_references import check_model
+from ptcli.recipe.random_weights import check_random_weights
+from ptcli.recipe.scorers import check_scorers
+from ptcli.recipe.tokenizers import check_tokenizers
 
 __all__ = ["check_references", "read_model_config", "resolve_model_path"]
 
@@ -33,7 +37,8 @@ def check_references(recipe: Recipe) -> list[Problem]:
         problems += check_reward(reward, ("rewards", index, "use"), passed)
     for index, callback in enumerate(recipe.callbacks):
         problems += check_callback(callback, ("callbacks", index, "use"))
-    return problems + check_targets(recipe)
+    problems += [*check_tokenizers(recipe), *check_scorers(recipe), *check_random_weights(recipe)]
+    return problems + list(check_adapters(recipe)) + check_targets(recipe)
 
 
 def _data_entries(recipe: Recipe) -> Iterator[tuple[KeyPath, DataEntry]]:

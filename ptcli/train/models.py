@@ -8,17 +8,20 @@ from types import MappingProxyType
 from typing import Any
 
 import peft
+import torch
 import transformers
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from trl.trainer.utils import create_model_from_path
 
 from ptcli.errors import WorkError
 from ptcli.methods import Head
+from ptcli.recipe.adapter_folders import TASKS, adapter_folder
 from ptcli.recipe.catalogue import peft_types
+from ptcli.recipe.local_models import ADAPTER_CONFIG, find_base
 from ptcli.recipe.model import ModelSpec
-from ptcli.recipe.references import resolve_model_path
 from ptcli.recipe.secrets import reveal
 from ptcli.train.config import model_arguments
+from ptcli.train.fresh import load_fresh
 from ptcli.train.objects import import_class
 
 _CLASSES: Mapping[Head, str] = MappingProxyType(
@@ -35,37 +38,47 @@ _LABELS: Mapping[Head, Mapping[str, int]] = MappingProxyType(
         "token_classification": {"num_labels": 2},  # a step is right or wrong
     }
 )
-_TASKS: Mapping[Head, str] = MappingProxyType(
-    {"causal_lm": "CAUSAL_LM", "sequence_classification": "SEQ_CLS", "token_classification": "TOKEN_CLS"}
-)
 
 
-def load_model(spec: ModelSpec, head: Head, *, trainable: bool = True) -> PreTrainedModel:
-    """The model with the given head; an adapter at `spec.path` is continued or merged, as `spec.adapter` says."""
-    path = resolve_model_path(spec.path)
-    if not _is_adapter(path):
-        return _load_plain(path, spec, head)
-    base = _load_plain(base_path(spec), spec, head)
-    if spec.adapter == "new":
-        return base
-    model = peft.PeftModel.from_pretrained(base, path, is_trainable=trainable and spec.adapter == "continue")
-    return model.merge_and_unload() if spec.adapter == "merge" else model
+def load_policy(spec: ModelSpec, head: Head) -> Any:
+    """The model to train: of an adapter that is to be continued, its base with it on, trainable."""
+    folder = adapter_folder(spec) if spec.adapter == "continue" else None
+    model = _load_plain(spec, head)
+    return peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True) if folder else model
+
+
+def load_model(spec: ModelSpec, head: Head, *, trainable: bool = False) -> PreTrainedModel:
+    """A model that gets no adapter of its own: frozen unless `trainable`. What its path adds to a base is merged in."""
+    folder = adapter_folder(spec)
+    model = _load_plain(spec, head)
+    if folder is not None:
+        model = merge_adapter(model, folder)
+    return model.requires_grad_(trainable)
+
+
+def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """`model` with the adapter of a folder merged into its weights: W + scale x B A for LoRA.
+
+    Where input and output embeddings were one tensor and the adapter has trained one of them, they are two afterwards,
+    or a reload would give both the same again (user-pain.md C5).
+    """
+    merged = peft.PeftModel.from_pretrained(model, str(folder)).merge_and_unload(safe_merge=True)
+    inputs, outputs = merged.get_input_embeddings(), merged.get_output_embeddings()
+    config = merged.config.get_text_config()
+    if outputs is not None and config.tie_word_embeddings and not inputs.weight.equal(outputs.weight):
+        outputs.weight = torch.nn.Parameter(outputs.weight.detach().clone(), requires_grad=False)
+        config.tie_word_embeddings = merged.config.tie_word_embeddings = False
+    return merged
 
 
 def base_path(spec: ModelSpec) -> str:
     """Folder or hub id of the weights: `spec.path`, or the base of the adapter that it is."""
-    path = resolve_model_path(spec.path)
-    if not _is_adapter(path):
-        return path
-    base = peft.PeftConfig.from_pretrained(path).base_model_name_or_path
-    if not base:
-        raise WorkError(f"the adapter {path} does not say what its base model is (adapter_config.json)")
-    return str(base)
+    return find_base(spec.path, spec.revision)[0]
 
 
 def is_adapter(spec: ModelSpec) -> bool:
-    """True when the path is a local PEFT adapter whose weights are wanted, not only its base."""
-    return _is_adapter(resolve_model_path(spec.path)) and spec.adapter != "new"
+    """True when the path is an adapter that is to be trained on, which no trainer loads by itself."""
+    return spec.adapter == "continue" and adapter_folder(spec) is not None
 
 
 def quantization_config(spec: ModelSpec) -> BitsAndBytesConfig | None:
@@ -74,26 +87,35 @@ def quantization_config(spec: ModelSpec) -> BitsAndBytesConfig | None:
 
 
 def peft_config(section: Mapping[str, Any] | None, head: Head) -> Any:
-    """The PEFT config that the recipe's `peft` section stands for; None without one."""
+    """The PEFT config that the recipe's `peft` section stands for; None without one. Raises WorkError as PEFT refuses.
+
+    PEFT makes its own dataclasses of the mappings in it (`eva_config` and the like).
+    """
     if section is None:
         return None
     config_class = import_class(peft_types()[section.get("type", "lora")])
-    arguments = {"task_type": _TASKS[head]} | {key: value for key, value in section.items() if key != "type"}
-    return config_class(**arguments)
+    arguments = {"task_type": TASKS[head]} | {key: value for key, value in section.items() if key != "type"}
+    try:
+        return config_class(**arguments)
+    except (TypeError, ValueError, ImportError) as error:
+        raise WorkError(f"peft: {error}") from error
 
 
-def _load_plain(path: str, spec: ModelSpec, head: Head) -> PreTrainedModel:
-    arguments = reveal(model_arguments(spec)) | dict(_LABELS[head])
+def _load_plain(spec: ModelSpec, head: Head) -> PreTrainedModel:
+    """The model without an adapter, of random weights where the recipe says so; of an adapter its base."""
+    path, revision = find_base(spec.path, spec.revision)
+    arguments = reveal(model_arguments(spec.model_copy(update={"revision": revision}))) | dict(_LABELS[head])
+    if spec.from_ == "config":
+        return load_fresh(path, _CLASSES[head], arguments)
     quantization = quantization_config(spec)
     if quantization is not None:
         arguments["quantization_config"] = quantization
+    if spec.from_ == "config":
+        return load_fresh(path, _CLASSES[head], arguments)
     return create_model_from_path(path, getattr(transformers, _CLASSES[head]), **arguments)
-
-
-def _is_adapter(path: str) -> bool:
-    return (Path(path) / "adapter_config.json").exists()
 
 
 def has_tokenizer(path: str) -> bool:
     """False only for a local adapter that was saved without its tokenizer."""
-    return not _is_adapter(path) or (Path(path) / "tokenizer_config.json").exists()
+    folder = Path(path)
+    return not (folder / ADAPTER_CONFIG).exists() or (folder / "tokenizer_config.json").exists()
