@@ -80,7 +80,7 @@ class GuardCallback(TrainerCallback):
 
         def watched_backward(loss: torch.Tensor, **arguments: Any) -> Any:
             if self._non_finite and self._reporter:
-                finding = self._non_finite.judge_loss(bool(torch.isfinite(loss.detach()).all()))
+                finding = self._non_finite.judge_loss(float(loss.detach().sum()))
                 self._report("non_finite", finding, self._trainer.state.global_step + 1)
             return backward(loss, **arguments)
 
@@ -107,7 +107,7 @@ class GuardCallback(TrainerCallback):
     ) -> None:
         self._rate = max(group["lr"] for group in about["optimizer"].param_groups)
         if self._non_finite and self._norm is not None:
-            finding = self._non_finite.judge_gradient(math.isfinite(self._norm))
+            finding = self._non_finite.judge_gradient(self._norm)
             self._report("non_finite", finding, state.global_step + 1)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -5,6 +5,7 @@ Thresholds are proposals drawn from users' reports, named where they are used; t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from statistics import median
@@ -90,11 +91,12 @@ class NonFinite:
         self._gradient = Streak(max(guard.patience, SKIPPED_BY_LOSS_SCALING) if facts.half else guard.patience)
         self._weights = Streak(guard.patience)
 
-    def judge_loss(self, finite: bool) -> Finding | None:
-        return _lost("the loss is not a finite number") if self._loss.count(not finite) else None
+    def judge_loss(self, loss: float) -> Finding | None:
+        return _lost(f"the loss is {loss}") if self._loss.count(not math.isfinite(loss)) else None
 
-    def judge_gradient(self, finite: bool) -> Finding | None:
-        return _lost("the gradient is not finite") if self._gradient.count(not finite) else None
+    def judge_gradient(self, norm: float) -> Finding | None:
+        bad = self._gradient.count(not math.isfinite(norm))
+        return _lost(f"the norm of the gradient is {norm}") if bad else None
 
     def judge_weights(self, finite: bool) -> Finding | None:
         """For trainers whose gradients nobody sees."""

@@ -148,9 +148,11 @@ def test_guards_that_are_off_or_have_nothing_to_watch_judge_nothing() -> None:
 def test_a_gradient_that_overflows_is_normal_in_half_precision() -> None:
     guard = GuardsSpec().guard("non_finite")
     whole, half = NonFinite(guard, Facts()), NonFinite(guard, Facts(half=True))
-    assert [bool(whole.judge_gradient(False)) for _ in range(2)] == [True, False]
-    assert [bool(half.judge_gradient(False)) for _ in range(20)] == [False] * 19 + [True]
-    assert half.judge_loss(False)
+    assert [bool(whole.judge_gradient(math.inf)) for _ in range(2)] == [True, False]
+    assert [bool(half.judge_gradient(math.inf)) for _ in range(20)] == [False] * 19 + [True]
+    finding = half.judge_loss(math.nan)
+    assert finding is not None
+    assert "the loss is nan" in finding.message
 
 
 def test_nothing_moves() -> None:
