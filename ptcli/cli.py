@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ptcli.errors import Interrupted, PtcliError, RequestError
+from ptcli.errors import Interrupted, Problem, PtcliError, RequestError
 from ptcli.request import Accepted, Request, accept, plan_request
 
 if TYPE_CHECKING:
@@ -105,6 +105,58 @@ def serve_rollouts(recipe: RecipeFile, overrides: Overrides = None) -> None:
     plan = plan_request(Request(recipe, tuple(overrides or ()), server_only=True))
     _print_notes(plan)
     raise typer.Exit(serve(plan, view=choose_view(quiet=False)))
+
+
+@app.command(short_help="Print or write a commented recipe to start from.")
+def init(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="One of `ptcli methods`.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write it here, to a new file, instead of printing it.")
+    ] = None,
+) -> None:
+    """Print a commented recipe of a method to start from, or write it to a file.
+
+    It trains a small public model on public data with published values, and a comment says what each key does:
+
+      ptcli init grpo > my.yaml
+
+      ptcli train my.yaml --smoke
+    """
+    from ptcli.recipe.starters import starter, write_starter
+
+    if out is None:
+        typer.echo(starter(method), nl=False)
+    else:
+        write_starter(method, out)
+        typer.echo(f"wrote {out}; try it with: ptcli train {out} --smoke", err=True)
+
+
+@app.command(short_help="Check that the installed libraries compute what the papers say.")
+def doctor(
+    math: Annotated[
+        bool, typer.Option("--math", help="Compare every trainer's loss with its paper's formula, on this machine's CPU.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Check this installation.
+
+    One check is built, of the mathematics: the real trainers on the shipped model, offline, in a minute or two. It is
+    what to run after an upgrade of torch, transformers, TRL or PEFT:
+
+      ptcli doctor --math
+
+    Exit code 1 when a formula does not hold.
+    """
+    from ptcli.doctor.checkup import check_math
+    from ptcli.doctor.report import render_report
+    from ptcli.run.panel import choose_view
+
+    if not math:
+        raise RequestError(Problem("there is one check so far, of the mathematics", "write `ptcli doctor --math`"))
+    report = check_math(choose_view(quiet=as_json))
+    with _unread_output_forgiven():
+        _print_json(report.as_dict()) if as_json else typer.echo(render_report(report))
+    raise typer.Exit(0 if report.ok else 1)
 
 
 @app.command()
