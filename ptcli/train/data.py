@@ -61,17 +61,18 @@ def _load_entry(entry: DataEntry, key: str, seed: int) -> Dataset:
 
 def _read(entry: DataEntry, key: str) -> Dataset:
     """The entry's split, whatever its path is: `datasets` raises a dozen kinds of errors, told apart only by text."""
-    reader, arguments = _choose_reader(entry, key)
+    reader, arguments = choose_reader(entry, key)
     try:
         rows = reader(**arguments)
     except Exception as error:
-        raise WorkError(f"{key}: cannot read {entry.path}: {_reason(error)}") from error
+        raise WorkError(f"{key}: cannot read {entry.path}: {reason(error)}") from error
     if isinstance(rows, DatasetDict):
         rows = _pick_split(rows, entry, key)
     return rows
 
 
-def _choose_reader(entry: DataEntry, key: str) -> tuple[Callable[..., Any], dict[str, Any]]:
+def choose_reader(entry: DataEntry, key: str) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """What of `datasets` reads the entry, and its arguments. Raises WorkError for a path that is not there."""
     path = str(data_path(entry.path.removeprefix("builtin:"))) if entry.path.startswith("builtin:") else entry.path
     if Path(path).is_dir():
         if (Path(path) / "state.json").exists() or (Path(path) / "dataset_dict.json").exists():
@@ -142,10 +143,10 @@ def _align(rows: Dataset, features: Features, key: str) -> Dataset:
     try:
         return rows.cast(features)
     except Exception as error:
-        raise WorkError(f"{key}: its column types are not those of the first entry: {_reason(error)}") from error
+        raise WorkError(f"{key}: its column types are not those of the first entry: {reason(error)}") from error
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """The innermost cause: `datasets` wraps the useful message in "An error occurred while generating the dataset"."""
     while error.__cause__ is not None:
         error = error.__cause__
