@@ -59,13 +59,15 @@ def engine_of(trainer: Any) -> LLM | None:
 
 
 def close(trainer: Any) -> None:
-    """Leave vLLM's process groups, which lie on top of the trainer's own; the engine cannot be used any more."""
-    from vllm.distributed.parallel_state import destroy_model_parallel
+    """End the engine and leave its process groups and the one below them, together with the other ranks."""
+    from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
 
     engine = engine_of(trainer)
+    trainer.accelerator.wait_for_everyone()
     if engine is not None:
-        engine.llm_engine.model_executor.shutdown()
-        destroy_model_parallel()
+        engine.llm_engine.engine_core.shutdown()
+    destroy_model_parallel()
+    destroy_distributed_environment()
 
 
 def _check_sync(owner: type, name: str, on_cpu: bool) -> None:

@@ -128,7 +128,8 @@ def _finish(trainer: Any, recipe: Recipe) -> None:
         from ptcli.rollouts import colocate
 
         colocate.close(trainer)
-    leave_together(trainer)
+    else:
+        leave_together(trainer)
 
 
 def _uses_server(recipe: Recipe) -> bool:
