@@ -91,6 +91,9 @@ class Method:
     """Sections whose model reads or scores the policy's tokens as they are, and so must share its vocabulary."""
     prompts: Prompts = "text"
     """How the trainer takes prompts: it tokenises them itself, or wants `input_ids` and no other column."""
+    stop_arguments: tuple[str, ...] = ()
+    """Trainer arguments that say where a completion ends, of which the recipe may give one. Where it gives none, the
+    first is set to `eos`: without, TRL's trainer scores and trains what the policy babbles after its answer."""
     wants_eval: bool = False
     """True when the trainer reads evaluation rows whether it evaluates or not; where a recipe has none, some training
     rows are held out."""
@@ -193,8 +196,8 @@ _ROWS = (
         (_D.PROMPT_ONLY,), "builtin:arithmetic", online=True, batching=Batching.PPO,
         needs=("reward_model",), takes=("value_model", "ref_model"),
         stand_ins=MappingProxyType({"value_model": "reward_model"}), same_vocabulary=("reward_model", "value_model"),
-        prompts="tokens", wants_eval=True, named_eval=False, last_release="1.12.0",
-        reference="always", keeps_adapter=False,
+        prompts="tokens", stop_arguments=("stop_token", "stop_token_id"), wants_eval=True, named_eval=False,
+        last_release="1.12.0", reference="always", keeps_adapter=False,
     ),
     Method(
         "reward", "reward model", "trl:RewardTrainer", "trl:RewardConfig",

@@ -21,12 +21,17 @@ from ptcli.train.models import (
     base_path,
     is_adapter,
     load_model,
+    load_policy,
     peft_config,
     quantization_config,
 )
 from ptcli.train.objects import import_class
 from ptcli.train.processors import load_processor
-from ptcli.train.rewards import Reward, load_rewards
+from ptcli.train.prompts import check_padding, tokenize_prompts
+from ptcli.train.reference import complete_reference, own_reference
+from ptcli.train.reward_loading import load_rewards
+from ptcli.train.rewards import Reward
+from ptcli.train.start import with_start
 
 SECTION_OF = {"reward_funcs": "rewards", "teacher_model": "teacher"}
 """Trainer argument -> recipe section, where the names differ and METHODS does not say otherwise."""
@@ -34,28 +39,45 @@ SECTION_OF = {"reward_funcs": "rewards", "teacher_model": "teacher"}
 SCORERS = frozenset({"reward_model", "value_model"})
 """Sections whose model gives a score instead of a next token."""
 
+TRAINED = frozenset({"value_model"})
+"""Sections whose model is trained beside the policy."""
+
 
 def build_trainer(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> Any:
     """The method's trainer, ready for `train()`. Raises WorkError for what the recipe's parts turn out not to be."""
-    row = METHODS[recipe.method]
+    row, recipe = METHODS[recipe.method], with_start(recipe)
     trainer_class = import_class(row.trainer)
     parameters = inspect.signature(trainer_class).parameters
     by_path = loads_by_path(recipe.model, parameters)
     arguments = build_arguments(recipe, row, by_path=by_path)
     set_seed(recipe.seed)  # before the models: a new head starts at random
+    processor = load_processor(recipe.model, generates=row.online)
     with PartialState().local_main_process_first():  # it reads the files, the others find its cache
-        train, evaluation = load_data(recipe)
+        train, evaluation = _load_rows(recipe, row, processor)
     given = {
         "args": arguments,
         "train_dataset": train,
         "eval_dataset": evaluation,
-        "processing_class": load_processor(recipe.model, generates=row.online),
+        "processing_class": processor,
         "peft_config": peft_config(recipe.peft, row.head),
         "callbacks": list(callbacks),
         **_policy(recipe, row, parameters, by_path=by_path),
         **_sections(recipe, row, parameters),
+        **own_reference(recipe),
     }
-    return trainer_class(**{name: value for name, value in given.items() if name in parameters})
+    trainer = trainer_class(**{name: value for name, value in given.items() if name in parameters})
+    complete_reference(trainer)
+    return trainer
+
+
+def _load_rows(recipe: Recipe, row: Method, processor: Any) -> tuple[Any, Any]:
+    """Training and evaluation rows, prompts as tokens where the trainer wants that."""
+    train, evaluation = load_data(recipe)
+    if row.prompts == "text":
+        return train, evaluation
+    check_padding(processor)
+    train = tokenize_prompts(train, processor, "data.train")
+    return train, tokenize_prompts(evaluation, processor, "data.eval") if evaluation else None
 
 
 def build_arguments(recipe: Recipe, row: Method, *, by_path: bool) -> TrainingArguments:
@@ -88,7 +110,7 @@ def _policy(
 ) -> dict[str, Any]:
     if by_path:
         return {"model": base_path(recipe.model), "quantization_config": quantization_config(recipe.model)}
-    return {"model": load_model(recipe.model, row.head)}
+    return {"model": load_policy(recipe.model, row.head)}
 
 
 def _sections(recipe: Recipe, row: Method, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
@@ -106,20 +128,26 @@ def _sections(recipe: Recipe, row: Method, parameters: Mapping[str, inspect.Para
 def _section(recipe: Recipe, section: str) -> Any:
     value = getattr(recipe, section)
     if section == "rewards":
-        return [_as_reward(reward, recipe) for reward in load_rewards(value)]
-    return _load_frozen(value, "sequence_classification" if section in SCORERS else "causal_lm")
+        rewards = load_rewards(value, awaits=METHODS[recipe.method].awaits_rewards)
+        return [_as_reward(reward, recipe) for reward in rewards]
+    head: Head = "sequence_classification" if section in SCORERS else "causal_lm"
+    return _load_beside(value, head, trainable=section in TRAINED)
 
 
 def _as_reward(reward: Reward | str, recipe: Recipe) -> Any:
     """A reward model is loaded here: TRL would load it with the policy's own `model_init_kwargs`, revision included."""
     if callable(reward):
         return reward
-    spec = ModelSpec(path=reward, dtype=recipe.model.dtype, trust_remote_code=recipe.model.trust_remote_code)
-    return _load_frozen(spec, "sequence_classification")
+    return _load_beside(_reward_spec(reward, recipe), "sequence_classification")
 
 
-def _load_frozen(spec: ModelSpec, head: Head) -> PreTrainedModel:
-    model = load_model(spec, head, trainable=False)
+def _reward_spec(path: str, recipe: Recipe) -> ModelSpec:
+    return ModelSpec(path=path, dtype=recipe.model.dtype, trust_remote_code=recipe.model.trust_remote_code)
+
+
+def _load_beside(spec: ModelSpec, head: Head, *, trainable: bool = False) -> PreTrainedModel:
+    """A model beside the policy: frozen, unless it is trained too."""
+    model = load_model(spec, head, trainable=trainable)
     if model.config.pad_token_id is None and head != "causal_lm":
         tokenizer = load_processor(spec, generates=False)
         model.config.pad_token_id = tokenizer.pad_token_id  # it scores the last token that is not padding
@@ -129,9 +157,19 @@ def _load_frozen(spec: ModelSpec, head: Head) -> PreTrainedModel:
 def _reward_processors(
     recipe: Recipe, given: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]
 ) -> dict[str, Any]:
-    """The reward model's own tokenizer, where the trainer does not find it by itself."""
+    """Each reward model's own tokenizer: TRL would look for it where the model's config says it came from."""
     scores = given.get("reward_funcs")
-    if "reward_processing_classes" not in parameters or not isinstance(scores, PreTrainedModel):
+    if "reward_processing_classes" not in parameters or scores is None:
         return {}
-    assert recipe.reward_model is not None
-    return {"reward_processing_classes": load_processor(recipe.reward_model, generates=False)}
+    if not isinstance(scores, list):
+        assert recipe.reward_model is not None
+        return {"reward_processing_classes": load_processor(recipe.reward_model, generates=False)}
+    paths = [
+        reward.use if isinstance(score, PreTrainedModel) else None
+        for reward, score in zip(recipe.rewards, scores, strict=True)
+    ]
+    return {
+        "reward_processing_classes": [
+            path and load_processor(_reward_spec(path, recipe), generates=False) for path in paths
+        ]
+    }

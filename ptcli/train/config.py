@@ -27,7 +27,7 @@ def training_arguments(recipe: Recipe) -> dict[str, Any]:
     """
     row = METHODS[recipe.method]
     derived = _identity(recipe) | _device(recipe) | _logging(row) | _evaluation(recipe) | _rollouts(recipe, row)
-    derived |= {"trust_remote_code": recipe.model.trust_remote_code}
+    derived |= {"trust_remote_code": recipe.model.trust_remote_code} | _stop(recipe, row)
     if recipe.rewards:
         derived["reward_weights"] = [reward.weight for reward in recipe.rewards]
     known = fields(row.config)
@@ -86,6 +86,11 @@ def _evaluation(recipe: Recipe) -> dict[str, Any]:
     if recipe.data.eval is None:
         return {}
     return {"eval_strategy": "steps" if "eval_steps" in recipe.training else "epoch"}
+
+
+def _stop(recipe: Recipe, row: Method) -> dict[str, Any]:
+    names = row.stop_arguments
+    return {names[0]: "eos"} if names and not set(names) & set(recipe.training) else {}
 
 
 def _rollouts(recipe: Recipe, row: Method) -> dict[str, Any]:

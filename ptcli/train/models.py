@@ -40,6 +40,15 @@ _LABELS: Mapping[Head, Mapping[str, int]] = MappingProxyType(
 )
 
 
+_NEW_HEADS = ("score", "classifier")
+"""Names of a new head. PEFT trains it whole, so no adapter goes on it; only for this task it forgets that."""
+
+
+def auto_class(head: Head) -> Any:
+    """The transformers class that loads a model with this head."""
+    return getattr(transformers, _CLASSES[head])
+
+
 def load_policy(spec: ModelSpec, head: Head) -> Any:
     """The model to train: of an adapter that is to be continued, its base with it on, trainable."""
     folder = adapter_folder(spec) if spec.adapter == "continue" else None
@@ -95,6 +104,13 @@ def peft_config(section: Mapping[str, Any] | None, head: Head) -> Any:
         return None
     config_class = import_class(peft_types()[section.get("type", "lora")])
     arguments = {"task_type": TASKS[head]} | {key: value for key, value in section.items() if key != "type"}
+    takes = config_class.__dataclass_fields__
+    if (
+        head == "token_classification"
+        and arguments.get("target_modules") == "all-linear"
+        and "exclude_modules" in takes
+    ):
+        arguments = {"exclude_modules": list(_NEW_HEADS)} | arguments
     try:
         return config_class(**arguments)
     except (TypeError, ValueError, ImportError) as error:
@@ -112,7 +128,7 @@ def _load_plain(spec: ModelSpec, head: Head) -> PreTrainedModel:
         arguments["quantization_config"] = quantization
     if spec.from_ == "config":
         return load_fresh(path, _CLASSES[head], arguments)
-    return create_model_from_path(path, getattr(transformers, _CLASSES[head]), **arguments)
+    return create_model_from_path(path, auto_class(head), **arguments)
 
 
 def has_tokenizer(path: str) -> bool:

@@ -17,12 +17,22 @@ def save_final(trainer: Any, output_dir: str) -> None:
     """
     if trainer.is_fsdp_enabled:
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    _give_back_the_end(trainer)
     trainer.save_model(output_dir)
     if trainer.accelerator.is_main_process and not has_weights(Path(output_dir)):
         raise WorkError(
             f"{output_dir} has no weights after saving; with ZeRO-3 the accelerate config needs "
             "`zero3_save_16bit_model: true`. The last checkpoint has them, in DeepSpeed's own format"
         )
+
+
+def _give_back_the_end(trainer: Any) -> None:
+    """PPOTrainer takes the end of sequence out of the policy's generation config, which is saved with the model: told
+    of no stop token, it would leave a model that never stops."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    generation = getattr(getattr(model, "policy", model), "generation_config", None)
+    if generation is not None and generation.eos_token_id is None:
+        generation.eos_token_id = getattr(trainer.processing_class, "eos_token_id", None)
 
 
 def has_weights(folder: Path) -> bool:
