@@ -27,6 +27,7 @@ from ptcli.recipe.requirements import (
     contradictions,
     empty_names,
     fraction_out_of_range,
+    kl_without_penalty,
     missing_sections,
     named_evaluation,
     read_method,
@@ -161,7 +162,7 @@ def _check_sections(method: Method, tree: Table, values: dict[str, Any]) -> list
     if values.get("rollouts"):
         problems += refused_backend(method, values["rollouts"])
     problems += [*fraction_out_of_range(values["data"]), *named_evaluation(method, values["data"])]
-    problems += empty_names(values)
+    problems += [*empty_names(values), *kl_without_penalty(method, values)]
     problems += check_libraries(method, tree, values)
     problems += contradictions(values, faulty={problem.key for problem in problems})
     return problems

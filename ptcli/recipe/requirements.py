@@ -9,6 +9,7 @@ from ptcli.errors import KeyPath, Problem
 from ptcli.methods import METHODS, NOT_COVERED, Method
 from ptcli.methods import Section as SectionName
 from ptcli.recipe.availability import not_shipped
+from ptcli.recipe.catalogue import fields
 from ptcli.recipe.suggest import nearest
 from ptcli.recipe.tree import Broken, Scalar, Table, describe
 
@@ -108,6 +109,18 @@ def contradictions(values: dict[str, Any], faulty: Collection[KeyPath]) -> Itera
             f"`training.load_best_model_at_end` needs save_strategy {save} and eval_strategy {evaluate} to be the same"
         )
         yield Problem(message, "give both the same value", ("training", "load_best_model_at_end"))
+
+
+def kl_without_penalty(method: Method, values: dict[str, Any]) -> Iterator[Problem]:
+    """A problem when the recipe has the KL divergence watched where `training.beta` is 0 and nothing computes it."""
+    guard = values.get("guards", {}).get("kl", "off")
+    action = guard.get("action", "warn") if isinstance(guard, dict) else guard
+    beta = fields(method.config).get("beta")
+    if action == "off" or not method.online or beta is None:
+        return
+    if values.get("training", {}).get("beta", beta.default) == 0:
+        message = "`guards.kl` has nothing to watch: without a penalty (`training.beta` is 0) there is no KL divergence"
+        yield Problem(message, "set training.beta, for example 0.04, or leave guards.kl out", ("guards", "kl"))
 
 
 def empty_names(values: dict[str, Any]) -> Iterator[Problem]:

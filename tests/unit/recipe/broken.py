@@ -435,6 +435,29 @@ BASES = [
     ),
 ]
 
+GUARDS = [
+    Broken(
+        "guard: no", GOOD + "guards: {kl: no}\n", [error("4:10", "off, warn, stop or a mapping", "did you mean `off`?")]
+    ),
+    Broken("guard: a number", GOOD + "guards: {kl: 3}\n", [error("4:10", "off, warn, stop or a mapping")]),
+    Broken("guard: empty", GOOD + "guards: {kl: }\n", [error("4:10", "off, warn, stop or a mapping")]),
+    Broken("guard: a typo", GOOD + "guards: {kl: wran}\n", [error("4:10", "did you mean `warn`?")]),
+    Broken("guard of another name", GOOD + "guards: {nan: stop}\n", [error("4:10", "did you mean `non_finite`?")]),
+    Broken(
+        "guard: its fields",
+        GOOD + "guards:\n  entropy: {action: of, abov: 2, below: 1.0, patience: 0}\n",
+        [
+            error("5:13", "`guards.entropy.action`", "did you mean `off`?"),
+            error("5:25", "did you mean `above`?"),
+            error("5:34", "must be less than 1"),
+            error("5:46", "must be at least 1"),
+        ],
+    ),
+    Broken(
+        "guard: kl without beta", GRPO + "guards: {kl: warn}\n", [error("5:10", "training.beta", "leave guards.kl out")]
+    ),
+]
+
 OVERRIDES = [
     Broken("typo", GOOD, [("training.learning_rat=1", "`learning_rate`")], ("training.learning_rat=1",)),
     Broken("wrong type", GOOD, [("seed=abc", "`seed` must be a whole number")], ("seed=abc",)),
@@ -465,5 +488,6 @@ GROUPS = {
     "secrets": SECRETS,
     "paths": PATHS,
     "bases": BASES,
+    "guards": GUARDS,
     "overrides": OVERRIDES,
 }
