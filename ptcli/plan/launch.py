@@ -13,8 +13,8 @@ from ptcli.plan.gpus import tokens
 from ptcli.plan.layout import Layout
 from ptcli.plan.model import Machine, Server, Step
 from ptcli.plan.server import Ports
+from ptcli.recipe.local_models import find_base
 from ptcli.recipe.model import Recipe
-from ptcli.recipe.references import resolve_model_path
 from ptcli.rollouts.command import engine_environment, server_command, trainer_environment
 
 MASTER_ADDRESS = "${oc.env:MASTER_ADDR}"
@@ -74,9 +74,10 @@ def rollouts_step(recipe: Recipe, machine: Machine, layout: Layout, server: Serv
     """The vLLM server, on the first node. `recipe` is the resolved one."""
     rollouts = recipe.rollouts
     gpus = tokens(machine, layout.split.server)
+    model, revision = find_base(recipe.model.path, recipe.model.revision)  # vLLM has no adapter: TRL sends it merged
     argv, env = server_command(
-        model=resolve_model_path(recipe.model.path),
-        revision=recipe.model.revision,
+        model=model,
+        revision=revision,
         server=server,
         host=rollouts.host,
         port=ports.server,

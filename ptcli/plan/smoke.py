@@ -35,13 +35,17 @@ _GPU_OPTIMIZERS = ("8bit", "4bit", "paged", "apex", "bnb", "torchao", "anyprecis
 _TINY_MODULES = frozenset(
     {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens", "lm_head", "score"}
 )
-_GPU_ONLY = {"bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval", "ddp_backend", "use_liger_kernel"}
+_GPU_ONLY = {"bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval", "ddp_backend", "use_liger_kernel"} | {
+    "vllm_enable_sleep_mode"
+}
 """Arguments that go back to their default, which is off (mixed precision follows `launch.device`)."""
 _ELSEWHERE = {"push_to_hub", "log_completions_hub_repo", "report_to", "use_transformers_paged"}
 _SLOW_START = {
     "torch_compile", "torch_compile_backend", "torch_compile_mode", "dataloader_num_workers", "dataset_num_proc",
     "dataloader_prefetch_factor", "dataloader_persistent_workers", "use_transformers_continuous_batching",
 }  # fmt: skip
+_UNLIKE_THE_POLICY = frozenset({"teacher"})
+"""Models whose stand-in gets random weights: a student has nothing to learn from its like, and its loss would be 0."""
 _GPU_ENGINE = frozenset(
     {
         "attention_backend", "attention_config", "compilation_config", "cpu_offload_gb", "cudagraph_capture_sizes",
@@ -63,7 +67,7 @@ def shrink(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
         data=_data(recipe),
         rewards=[_reward(reward) for reward in recipe.rewards],
         peft=_peft(recipe),
-        **{name: _model(getattr(recipe, name)) for name in MODELS if getattr(recipe, name) is not None},
+        **{name: _model(getattr(recipe, name), name) for name in MODELS if getattr(recipe, name) is not None},
     )
     small = change(small, training=_training(recipe, launch.processes or 1))
     return small, tuple(_differences(recipe.model_dump(), small.model_dump()))
@@ -73,7 +77,7 @@ def _is_hub(path: str) -> bool:
     return not path.startswith(PREFIX) and not Path(path).is_absolute()
 
 
-def _model(spec: ModelSpec) -> ModelSpec:
+def _model(spec: ModelSpec, section: str) -> ModelSpec:
     attention = "sdpa" if spec.attn_implementation and "flash" in spec.attn_implementation else spec.attn_implementation
     spec = change(spec, dtype="float32", attn_implementation=attention)
     if not _is_hub(spec.path):
@@ -81,7 +85,8 @@ def _model(spec: ModelSpec) -> ModelSpec:
     known = _tiny_tokens()
     tokens = {name: getattr(spec, name) for name in ("eos_token", "pad_token")}
     kept = {name: token if token in known else None for name, token in tokens.items()}
-    return change(spec, path=TINY, revision=None, adapter=None, trust_remote_code=False, **kept)
+    start = "config" if section in _UNLIKE_THE_POLICY else spec.from_
+    return change(spec, path=TINY, from_=start, revision=None, adapter=None, trust_remote_code=False, **kept)
 
 
 def _tiny_tokens() -> frozenset[str]:

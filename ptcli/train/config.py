@@ -131,6 +131,7 @@ def engine_arguments(recipe: Recipe) -> dict[str, Any]:
         "dtype": recipe.rollouts.dtype,
         "max_model_len": recipe.rollouts.max_model_len,
         "generation_config": "vllm",
+        "load_format": "dummy" if recipe.model.from_ == "config" else None,  # TRL sends its weights first
         "enforce_eager": True if cpu else None,  # compiling takes longer than a CPU run lasts
     }
     engine = {name.replace("-", "_"): value for name, value in recipe.rollouts.engine.items()}

@@ -19,6 +19,7 @@ from ptcli.plan.render import render_json, render_text
 from ptcli.plan.script import shell_quote
 from ptcli.recipe.loading import load_recipe
 from ptcli.recipe.model import Recipe
+from ptcli.train.config import engine_arguments
 
 Plans = Callable[..., Planned]
 
@@ -241,6 +242,29 @@ def test_impossible_plans(plan_of: Plans, sections: dict[str, Any], key: str, te
     assert text in str(planned.problems[0])
 
 
+@pytest.mark.parametrize("adapter", ["continue", "merge", "new"])
+def test_vllm_gets_the_base_of_an_adapter(plan_of: Plans, tmp_path: Path, adapter: str) -> None:
+    """TRL sends the weights with the adapter merged in. The server keeps the name that its trainer asks for."""
+    config = {"peft_type": "LORA", "base_model_name_or_path": "org/base", "revision": "v3"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    model = {"path": str(tmp_path), "adapter": adapter}
+    plan = good(plan_of("grpo", rollouts={"gpus": 1}, model=model))
+    server = step(plan, "rollouts")
+    assert server.argv[:3] == ("vllm", "serve", "org/base")
+    assert option(server, "revision") == option(server, "tokenizer-revision") == "v3"
+    assert option(server, "served-model-name") == str(tmp_path)
+    inside = engine_arguments(good(plan_of("grpo", rollouts={"mode": "colocate"}, model=model)).recipe)
+    assert (inside["model"], inside["revision"]) == ("org/base", "v3")
+
+
+def test_vllm_makes_random_weights_of_its_own(plan_of: Plans) -> None:
+    model = {"path": "org/model", "from": "config"}
+    server = step(good(plan_of("grpo", rollouts={"gpus": 1}, model=model)), "rollouts")
+    assert option(server, "load-format") == "dummy"
+    recipe = good(plan_of("grpo", rollouts={"mode": "colocate"}, model=model)).recipe
+    assert engine_arguments(recipe)["load_format"] == "dummy"
+
+
 def test_completions_without_a_limit_of_their_own(plan_of: Plans) -> None:
     """`null` is TRL's "no limit", not its default of 512."""
     good(plan_of("grpo", rollouts={"gpus": 1, "max_model_len": 256}, training={"max_completion_length": None}))
@@ -336,7 +360,7 @@ def test_no_server_to_serve(
 
 
 def test_an_open_address_is_warned_about(plan_of: Plans) -> None:
-    assert good(plan_of("grpo", rollouts={"gpus": 1})).notes == ()
+    assert good(plan_of("grpo", rollouts={"gpus": 1}, training={"max_completion_length": 64})).notes == ()
     plan = good(plan_of("grpo", rollouts={"gpus": 1, "host": "0.0.0.0"}))
     assert "overwrite the model's weights" in plan.notes[0]
     assert plan.server is not None
