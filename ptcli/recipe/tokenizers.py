@@ -192,6 +192,11 @@ def _difference(first: Path | None, second: Path | None) -> str | None:
     if ours is None or theirs is None:
         digests = _digest(first), _digest(second)
         return "their tokenizer.model files differ" if all(digests) and digests[0] != digests[1] else None
+    return first_difference(ours, theirs)
+
+
+def first_difference(ours: Vocabulary, theirs: Vocabulary) -> str | None:
+    """The first token of the policy's that is another in the other vocabulary, in words; None without one."""
     by_id = {number: token for token, number in theirs.items()}
     for token, number in sorted(ours.items(), key=lambda item: item[1]):
         there, elsewhere = by_id.get(number, token), theirs.get(token, number)
