@@ -73,7 +73,7 @@ class Heartbeat:
         """Take over the figures of a logged step, for the next beat."""
         for name in ("loss", "reward"):
             if name in logs:
-                self._state[name] = _plain(logs[name])
+                self._state[name] = plain(logs[name])
         if "num_tokens" in logs:
             self._state["tokens"] = int(logs["num_tokens"])
 
@@ -93,7 +93,7 @@ class Metrics:
 
     def open(self, step: int) -> None:
         """Begin after `step`: the lines of an earlier part of the run up to it stay, later ones are trained again."""
-        kept = [line for line in self._read_lines() if _step_of(line) <= step] if step else []
+        kept = [line for line in self._read_lines() if step_of(line) <= step] if step else []
         self._path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         self._file = os.open(self._path, os.O_WRONLY)
         self._start = os.lseek(self._file, 0, os.SEEK_END)
@@ -106,7 +106,7 @@ class Metrics:
         if self._row.get("step") != step:
             self._start = os.lseek(self._file, 0, os.SEEK_END)  # type: ignore[arg-type]
             self._row = {"step": step}
-        self._row |= {key: _plain(value) for key, value in logs.items()}
+        self._row |= {key: plain(value) for key, value in logs.items()}
         line = (json.dumps(self._row, allow_nan=False) + "\n").encode()
         os.pwrite(self._file, line, self._start)  # type: ignore[arg-type]
         os.ftruncate(self._file, self._start + len(line))  # type: ignore[arg-type]
@@ -115,7 +115,7 @@ class Metrics:
         return self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
 
 
-def _step_of(line: str) -> float:
+def step_of(line: str) -> float:
     """The step of a line; infinite for one that was cut short, so that it is dropped."""
     try:
         return float(json.loads(line)["step"])
@@ -123,14 +123,14 @@ def _step_of(line: str) -> float:
         return math.inf
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The value as JSON has it: numbers finite or null, containers by their items, anything else as text."""
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     try:
         number = float(value)
     except (TypeError, ValueError):

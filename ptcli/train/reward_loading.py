@@ -89,14 +89,23 @@ class TimedReward:
             async def timed_async(**columns: Any) -> Scores:
                 return await asyncio.to_thread(self, **columns)
 
-            timed_async.__name__ = self.name
-            return timed_async
+            return self._named(timed_async)
 
         def timed(**columns: Any) -> Scores:
             return self(**columns)
 
-        timed.__name__ = self.name
-        return timed
+        return self._named(timed)
+
+    def _named(self, function: Reward) -> Reward:
+        """Under the reward's name, and with itself as `timed`, for a trainer whose rewards cannot log."""
+        function.__name__ = self.name
+        function.timed = self  # type: ignore[attr-defined]
+        return function
+
+    @property
+    def has_timed_out(self) -> bool:
+        """Whether the last call ran out of time."""
+        return self._in_a_row > 0
 
     def __call__(self, **columns: Any) -> Scores:
         """The scores, or None for every completion after a timeout. Raises WorkError when that happens too often."""
@@ -127,5 +136,5 @@ class TimedReward:
             columns[logger](name, value)
         if columns.get("log_metric") is not None:
             # TRL averages over the processes; times their number it is the sum.
-            timed_out = float(self._in_a_row > 0) * int(os.environ.get("WORLD_SIZE", "1"))
+            timed_out = float(self.has_timed_out) * int(os.environ.get("WORLD_SIZE", "1"))
             columns["log_metric"](f"rewards/{self.name}/timeouts", timed_out)
