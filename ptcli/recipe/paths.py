@@ -17,6 +17,8 @@ from ptcli.recipe.model import CallbackSpec, DataEntry, LaunchSpec, ModelSpec, R
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_RUNS = "runs/"
+"""Where ptcli writes: a run that is not there yet is not looked for on the hub."""
 _CHECKPOINT = re.compile(r"(.+)@\d+$")
 _DATA_SUFFIXES = frozenset({".json", ".jsonl", ".ndjson", ".parquet", ".csv", ".tsv", ".arrow", ".gz", ".zst", ".txt"})
 _CONFIG_SUFFIXES = frozenset({".yaml", ".yml", ".json"})
@@ -54,6 +56,8 @@ def _model(text: str, folder: Path) -> str:
         beside = os.path.relpath(Path.cwd() / text, folder)
         message = f"{text!r} is in the working directory, but paths in a recipe are relative to its folder"
         raise NotAPath(message, f"write {beside}, or ./{text} as an override")
+    if text.startswith(_RUNS):
+        return absolute(text, folder)
     return _hub_id(text, folder, "model")
 
 
