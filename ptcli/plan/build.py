@@ -9,6 +9,7 @@ from typing import Any
 from ptcli.errors import Problem
 from ptcli.methods import METHODS
 from ptcli.plan.accelerate import Counts, config_files, conflicts, mixed_precision
+from ptcli.plan.adapter_rules import adapter_notes, adapter_problems
 from ptcli.plan.arguments import argument
 from ptcli.plan.batch import Batch, batch_at_any_size, batch_of
 from ptcli.plan.colocate import colocate_notes, decide_colocate, uses_colocate
@@ -27,6 +28,8 @@ from ptcli.plan.resolve import change, resolve_recipe, with_defaults, with_evalu
 from ptcli.plan.rows import count_rows, given_rows
 from ptcli.plan.script import launch_script
 from ptcli.plan.server import Ports, decide_ports, decide_server, exposure, model_limit
+from ptcli.plan.training_notes import training_notes
+from ptcli.plan.training_rules import training_problems
 from ptcli.recipe.data_files import held_out
 from ptcli.recipe.loading import dump_recipe
 from ptcli.recipe.model import Recipe
@@ -69,7 +72,10 @@ def build_plan(recipe: Recipe, machine: Machine, *, output_dir: Path, server_onl
     layout, wrong = decide_layout(recipe, machine, trains=not server_only)
     recipe = with_evaluation(recipe, layout.world)
     decided, more = _decide(recipe, machine, layout, output_dir)
-    problems += wrong + more + ([] if server_only else _trainer_problems(recipe, layout))
+    if not server_only:
+        more += adapter_problems(recipe, layout, assumed=machine.assumed)
+        more += _trainer_problems(recipe, layout) + training_problems(recipe, layout.device, assumed=machine.assumed)
+    problems += wrong + more
     return Planned(None, tuple(problems)) if problems else Planned(_plan(decided, server_only=server_only))
 
 
@@ -131,7 +137,7 @@ def _plan(decided: _Decided, *, server_only: bool) -> Plan:
         memory=memory_facts(decided.machine, decided.layout, decided.recipe),
         server=decided.server,
         no_progress_seconds=decided.recipe.guards.no_progress_seconds,
-        notes=_notes(decided),
+        notes=_notes(decided) + (() if server_only else _training_notes(decided)),
     )
 
 
@@ -183,6 +189,11 @@ def _notes(decided: _Decided) -> tuple[str, ...]:
     if decided.layout.nodes > 1:
         notes.append("several nodes: run `launch.sh` on each, with MASTER_ADDR and NODE_RANK set")
     return tuple(notes)
+
+
+def _training_notes(decided: _Decided) -> tuple[str, ...]:
+    recipe = decided.recipe
+    return (*adapter_notes(recipe), *training_notes(recipe, decided.layout.strategy.kind, decided.facts))
 
 
 def _unknown(decided: _Decided, server: Server) -> list[str]:

@@ -10,6 +10,7 @@ from ptcli.methods import METHODS
 from ptcli.plan.colocate import uses_colocate
 from ptcli.plan.memory import describe_split
 from ptcli.plan.model import Plan, Server, Step
+from ptcli.plan.reference import describe_reference
 from ptcli.plan.script import PASTED_END, clean_environment, pasted_server, shell_command
 
 
@@ -63,6 +64,7 @@ def _summary(plan: Plan) -> list[str]:
     lines = [
         ("method", f"{plan.method} ({METHODS[plan.method].title})"),
         ("model", f"{recipe.model.path}, weights in {recipe.model.dtype}"),
+        *[("reference", text) for text in _reference(plan)],
         *[("rollouts", text) for text in _rollouts(plan)],
         *[("trainer", text) for text in _trainer(plan)],
         *[("batch", text) for text in _batch(plan.batch)],
@@ -71,6 +73,11 @@ def _summary(plan: Plan) -> list[str]:
     ]
     width = max(len(name) for name, _ in lines) + 2
     return [f"{name:<{width}}{text}" for name, text in lines]
+
+
+def _reference(plan: Plan) -> list[str]:
+    text = describe_reference(plan.recipe)
+    return [] if text is None else [text]
 
 
 def _rollouts(plan: Plan) -> list[str]:

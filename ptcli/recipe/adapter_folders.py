@@ -35,6 +35,11 @@ TASKS: Mapping[Head, str] = {
 }
 """PEFT's name for what a model with this head does."""
 
+UNMERGEABLE = frozenset({"beft", "lily", "p_tuning", "prompt_tuning", "shadow"})
+"""PEFT types that are no change of weights (tried with peft 0.21.2)."""
+VIRTUAL_TOKENS = frozenset({"p_tuning", "prompt_tuning"})
+"""Types that put tokens of their own before every row. PEFT cannot train a loaded one on."""
+
 _WORDS = "`adapter: continue` trains it on, `merge` trains its base with it merged in, `new` puts a new one on its base"
 _FROZEN_WORDS = "write `adapter: merge`"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -61,6 +66,10 @@ def check_adapters(recipe: Recipe) -> Iterator[Problem]:
             continue
         yield from _check_word(spec, section, folder)
         yield from check_folder(folder, head, (section, "path"), word=spec.adapter)
+    for index, reward in enumerate(recipe.rewards):
+        folder = adapter_folder(ModelSpec(path=reward.use))  # merged, as nothing else can be meant
+        if folder is not None:
+            yield from check_folder(folder, "sequence_classification", ("rewards", index, "use"))
     yield from _check_new_adapter(recipe)
 
 
@@ -77,9 +86,12 @@ def check_folder(folder: Path, head: Head, key: KeyPath, *, word: str | None = N
     header, problem = _read_weights(folder, key)
     if problem:
         return [problem]
-    return _check_base(config, folder, key) or _check_task(config, header, head, folder, key, word) or _check_shapes(
-        config, header, folder, key
-    )  # fmt: skip
+    return (
+        _check_base(config, folder, key)
+        or _check_kind(config, folder, key, word)
+        or _check_task(config, header, head, folder, key, word)
+        or _check_shapes(config, header, folder, key)
+    )
 
 
 def _sections(recipe: Recipe) -> Iterator[tuple[str, Head]]:
@@ -148,6 +160,15 @@ def _check_base(config: Mapping[str, Any], folder: Path, key: KeyPath) -> list[P
         return [Problem(message, f"set base_model_name_or_path in {name} to where it is", key)]
     if os.path.exists(Path(base) / ADAPTER_CONFIG) and Path(base) != folder:
         return [Problem(f"the base of {folder} is an adapter itself: {base}", "merge that one first", key)]
+    return []
+
+
+def _check_kind(config: Mapping[str, Any], folder: Path, key: KeyPath, word: str | None) -> list[Problem]:
+    kind = str(config.get("peft_type")).lower()
+    if kind in VIRTUAL_TOKENS and word == "continue" and key[0] == "model":
+        return [Problem(f"{folder} is an adapter of type {kind}, which PEFT cannot train on once it is saved", "", key)]
+    if kind in UNMERGEABLE and (word == "merge" or key[0] != "model"):
+        return [Problem(f"{folder} is an adapter of type {kind}, which cannot be merged into its base", "", key)]
     return []
 
 

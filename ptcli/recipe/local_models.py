@@ -199,6 +199,15 @@ def module_shapes(folder: Path) -> Mapping[str, tuple[int, ...]]:
     return shapes
 
 
+def local_modules(path: str) -> Mapping[str, tuple[int, ...]]:
+    """`module_shapes` of a model path, of an adapter's base; empty when the model is not on this machine."""
+    try:
+        folder = local_folder(base_model_path(path))
+    except RequestError:
+        return {}
+    return module_shapes(folder) if folder is not None else {}
+
+
 def linear_parameters(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
     """Names of the modules whose weight has two dimensions or more, which an adapter can be put on."""
     return (name for name, shape in shapes.items() if len(shape) >= 2)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from ptcli.errors import KeyPath, Problem, RequestError
-from ptcli.recipe.local_models import is_local, linear_parameters, module_shapes, read_model_config, resolve_model_path
+from ptcli.errors import KeyPath, Problem
+from ptcli.recipe.local_models import linear_parameters, local_modules, read_model_config
 from ptcli.recipe.model import Recipe
 from ptcli.recipe.suggest import nearest
+
+_OTHER_LAYERS = ("ln_tuning", "beft")
+"""PEFT types that train something else than linear layers: norms, biases."""
 
 
 def check_targets(recipe: Recipe) -> list[Problem]:
@@ -18,21 +20,15 @@ def check_targets(recipe: Recipe) -> list[Problem]:
     targets = (recipe.peft or {}).get("target_modules")
     if targets is None or targets == "all-linear":
         return []
-    shapes = _local_modules(recipe.model.path)
+    shapes = local_modules(recipe.model.path)
     if not shapes:
         return []
+    if (recipe.peft or {}).get("type") in _OTHER_LAYERS:
+        shapes = dict.fromkeys(shapes, (1, 1))
     if isinstance(targets, str):
         return _check_pattern(targets, shapes, recipe)
     key: KeyPath = ("peft", "target_modules")
     return [p for index, target in enumerate(targets) for p in _check_target(str(target), shapes, (*key, index))]
-
-
-def _local_modules(path: str) -> Mapping[str, tuple[int, ...]]:
-    try:
-        folder = Path(resolve_model_path(path))
-    except RequestError:
-        return {}
-    return module_shapes(folder) if is_local(str(folder)) else {}
 
 
 def _last_names(shapes: Mapping[str, Any]) -> list[str]:

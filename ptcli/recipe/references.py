@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from ptcli.errors import KeyPath, Problem
 from ptcli.methods import METHODS
 from ptcli.recipe.adapter_folders import check_adapters
+from ptcli.recipe.adapters import check_peft
 from ptcli.recipe.code_references import check_callback, check_reward
 from ptcli.recipe.data_references import check_data
 from ptcli.recipe.local_models import read_model_config, resolve_model_path
@@ -38,7 +39,7 @@ def check_references(recipe: Recipe) -> list[Problem]:
     for index, callback in enumerate(recipe.callbacks):
         problems += check_callback(callback, ("callbacks", index, "use"))
     problems += [*check_tokenizers(recipe), *check_scorers(recipe), *check_random_weights(recipe)]
-    return problems + list(check_adapters(recipe)) + check_targets(recipe)
+    return [*problems, *check_adapters(recipe), *check_peft(recipe), *check_targets(recipe)]
 
 
 def _data_entries(recipe: Recipe) -> Iterator[tuple[KeyPath, DataEntry]]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptcli.errors import Problem, RequestError
 from ptcli.plan.model import Step
+from ptcli.recipe.adapters import known_from_files
 from ptcli.run.processes import Processes, adopt_orphans
 from ptcli.run.signals import Signals
 
@@ -46,8 +47,9 @@ def preflight(plan: Plan, sources: SourceMap, *, view: View) -> None:
 
 
 def is_worth_it(plan: Plan) -> bool:
-    """False for a recipe that names no code and no adapter: all that can be said of it was said by the plan."""
-    return bool(plan.recipe.rewards) or plan.recipe.peft is not None
+    """False for a recipe that names no code, and no adapter that needs more than files to check."""
+    recipe = plan.recipe
+    return bool(recipe.rewards) or (recipe.peft is not None and not known_from_files(recipe))
 
 
 def _run(plan: Plan, folder: Path, view: View) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from ptcli.train.data import load_data
 from ptcli.train.models import (
     base_path,
     is_adapter,
+    keep_precision,
     load_model,
     load_policy,
     peft_config,
@@ -32,6 +33,7 @@ from ptcli.train.reference import complete_reference, own_reference
 from ptcli.train.reward_loading import load_rewards
 from ptcli.train.rewards import Reward
 from ptcli.train.start import with_start
+from ptcli.train.vocabularies import check_vocabularies
 
 SECTION_OF = {"reward_funcs": "rewards", "teacher_model": "teacher"}
 """Trainer argument -> recipe section, where the names differ and METHODS does not say otherwise."""
@@ -52,6 +54,7 @@ def build_trainer(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> 
     arguments = build_arguments(recipe, row, by_path=by_path)
     set_seed(recipe.seed)  # before the models: a new head starts at random
     processor = load_processor(recipe.model, generates=row.online)
+    check_vocabularies(recipe, processor)
     with PartialState().local_main_process_first():  # it reads the files, the others find its cache
         train, evaluation = _load_rows(recipe, row, processor)
     given = {
@@ -67,6 +70,7 @@ def build_trainer(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> 
     }
     trainer = trainer_class(**{name: value for name, value in given.items() if name in parameters})
     complete_reference(trainer)
+    keep_precision(trainer)
     return trainer
 
 

@@ -80,6 +80,20 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     return merged
 
 
+def keep_precision(trainer: Any) -> None:
+    """Hold what is trained beside quantised weights in float32 where the run computes in float32.
+
+    TRL casts it to bfloat16 (as the QLoRA paper does), which only works under mixed precision: the score head of a
+    reward model, or whatever is in `modules_to_save`, would meet float32 inputs.
+    """
+    model, arguments = trainer.model, trainer.args
+    if arguments.bf16 or arguments.fp16 or getattr(model, "quantization_method", None) is None:
+        return
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype == torch.bfloat16:
+            parameter.data = parameter.data.float()
+
+
 def base_path(spec: ModelSpec) -> str:
     """Folder or hub id of the weights: `spec.path`, or the base of the adapter that it is."""
     return find_base(spec.path, spec.revision)[0]
@@ -126,8 +140,6 @@ def _load_plain(spec: ModelSpec, head: Head) -> PreTrainedModel:
     quantization = quantization_config(spec)
     if quantization is not None:
         arguments["quantization_config"] = quantization
-    if spec.from_ == "config":
-        return load_fresh(path, _CLASSES[head], arguments)
     return create_model_from_path(path, auto_class(head), **arguments)
 
 

@@ -1,0 +1,190 @@
+"""Adapters and quantised models against the way the run is launched: strategy, processes, rollout server.
+
+Sources: user-pain.md L8, L9, O8, C5; trl 1.12, peft 0.21 and accelerate 1.15.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ptcli.errors import Problem
+from ptcli.methods import METHODS
+from ptcli.plan.accelerate import Strategy
+from ptcli.plan.layout import Layout, decide_backend
+from ptcli.plan.reference import changes_base, has_reference
+from ptcli.recipe.adapter_folders import UNMERGEABLE, adapter_folder
+from ptcli.recipe.adapters import tied_embeddings
+from ptcli.recipe.local_models import adapter_config, read_model_config
+from ptcli.recipe.model import ModelSpec, Recipe
+
+SECTIONS = ("model", "ref_model", "reward_model", "value_model", "teacher")
+TRAINED = ("model", "value_model")
+"""Sections whose model is trained."""
+
+
+def adapter_problems(recipe: Recipe, layout: Layout, *, assumed: bool = False) -> list[Problem]:
+    """Everything that is wrong. On an `assumed` machine nothing is said about what is installed."""
+    return [
+        *_nothing_trainable(recipe),
+        *_quantization_fields(recipe),
+        *_quantized_under(recipe, layout.strategy),
+        *_device_map(recipe, layout.world),
+        *_with_vllm(recipe, layout.strategy),
+        *_changed_base(recipe, layout.strategy),
+        *([] if assumed else _not_installed(recipe)),
+    ]
+
+
+def adapter_notes(recipe: Recipe) -> list[str]:
+    """What a person should know of the adapter before the run."""
+    notes = []
+    if recipe.model.adapter == "merge":
+        notes.append("the model with its adapter merged in is written to start/ in the run directory, and trained from")
+    if decide_backend(recipe) == "vllm" and recipe.model.quantization and _trains_adapter(recipe):
+        notes.append(
+            "the vLLM side gets the adapter merged into quantised weights, which rounds: "
+            "watch sampling/sampling_logp_difference"
+        )
+    tied = tied_embeddings(recipe)
+    if tied:
+        notes.append(
+            f"the adapter trains {' and '.join(tied)}, one tensor with the other embeddings in this model: after "
+            "merging they are two; set peft.ensure_weight_tying: true to train them as one"
+        )
+    return notes
+
+
+def zero_stage(strategy: Strategy) -> int:
+    """DeepSpeed's stage; 0 without DeepSpeed."""
+    inside = (strategy.deepspeed or {}).get("zero_optimization")
+    said = strategy.section("deepspeed_config").get("zero_stage")
+    stage = inside.get("stage") if isinstance(inside, Mapping) else said
+    return int(stage or 0) if strategy.kind == "DEEPSPEED" else 0
+
+
+def _specs(recipe: Recipe) -> Iterator[tuple[str, ModelSpec]]:
+    for section in SECTIONS:
+        spec = getattr(recipe, section)
+        if spec is not None:
+            yield section, spec
+
+
+def _quantized(recipe: Recipe) -> Iterator[tuple[str, ModelSpec, Mapping[str, Any]]]:
+    for section, spec in _specs(recipe):
+        if spec.quantization is not None:
+            yield section, spec, spec.quantization
+
+
+def _trains_adapter(recipe: Recipe) -> bool:
+    return recipe.peft is not None or recipe.model.adapter == "continue"
+
+
+def _nothing_trainable(recipe: Recipe) -> Iterator[Problem]:
+    """Rounded weights have no gradient: an adapter beside them is what can be trained."""
+    for section in TRAINED:
+        spec = getattr(recipe, section)
+        if spec is None or (section == "model" and _trains_adapter(recipe)):
+            continue
+        fix = "add `peft:` to train an adapter" if section == "model" else "leave its quantization out"
+        if spec.quantization is not None:
+            message = f"`{section}` is quantised, and quantised weights cannot be trained"
+            yield Problem(message, fix, (section, "quantization"))
+        elif "quantization_config" in (read_model_config(spec.path, spec.revision) or {}):
+            message = f"the weights of {spec.path} are quantised, and quantised weights cannot be trained"
+            yield Problem(message, fix, (section, "path"))
+
+
+def _quantization_fields(recipe: Recipe) -> Iterator[Problem]:
+    for section, spec, values in _quantized(recipe):
+        key = (section, "quantization")
+        bits = [name for name in ("load_in_4bit", "load_in_8bit") if values.get(name) is True]
+        if len(bits) != 1:
+            message = f"`{section}.quantization` says " + ("both 4 and 8 bits" if bits else "nothing of 4 or 8 bits")
+            yield Problem(message, "write `load_in_4bit: true` or `load_in_8bit: true`", key)
+        if section != "model" and spec.adapter is not None:
+            message = f"`{section}` is quantised, and merging its adapter into rounded weights would round that, too"
+            yield Problem(message, "leave its quantization out", key)
+        if "quantization_config" in (read_model_config(spec.path, spec.revision) or {}):
+            message = f"the weights of {spec.path} are quantised already"
+            yield Problem(message, f"leave `{section}.quantization` out", key)
+
+
+def _quantized_under(recipe: Recipe, strategy: Strategy) -> Iterator[Problem]:
+    sharded = "FSDP" if strategy.kind == "FSDP" else "ZeRO-3" if zero_stage(strategy) == 3 else None
+    for section, spec, values in _quantized(recipe):
+        key = (section, "quantization")
+        if sharded and values.get("load_in_8bit") is True:
+            message = f"8-bit weights cannot be split by {sharded}, which {strategy.name} asks for"
+            yield Problem(message, "use load_in_4bit, or launch.accelerate: ddp or zero2", key)
+        elif sharded == "FSDP":
+            yield from _storage(section, spec, values)
+
+
+def _storage(section: str, spec: ModelSpec, values: Mapping[str, Any]) -> Iterator[Problem]:
+    """FSDP splits tensors of one floating type: packed bytes would stay whole on every GPU, with a mere warning."""
+    held = spec.dtype or "float32"
+    stored = str(values.get("bnb_4bit_quant_storage") or "uint8").removeprefix("torch.")
+    computed = str(values.get("bnb_4bit_compute_dtype") or "float32").removeprefix("torch.")
+    if not stored == computed == held:
+        message = (
+            f"FSDP splits 4-bit weights only where they are stored, computed and held in one floating type: here "
+            f"bnb_4bit_quant_storage is {stored}, bnb_4bit_compute_dtype {computed} and {section}.dtype {held}"
+        )
+        yield Problem(message, "set all three to bfloat16", (section, "quantization"))
+
+
+def _device_map(recipe: Recipe, world: int) -> Iterator[Problem]:
+    for section, spec in _specs(recipe):
+        if world > 1 and spec.init_kwargs.get("device_map") is not None:
+            message = f"`{section}.init_kwargs.device_map` spreads a model over GPUs, and there are {world} processes"
+            yield Problem(
+                message, "leave it out: the launcher places the model", (section, "init_kwargs", "device_map")
+            )
+
+
+def _with_vllm(recipe: Recipe, strategy: Strategy) -> Iterator[Problem]:
+    """vLLM gets the adapter merged into the base's own weights."""
+    if decide_backend(recipe) != "vllm" or not _trains_adapter(recipe):
+        return
+    kind = str((recipe.peft or {}).get("type", "lora"))
+    if kind in UNMERGEABLE:
+        message = f"`peft.type: {kind}` cannot be merged into the weights that vLLM gets"
+        yield Problem(message, "use lora, or rollouts.backend: transformers", ("peft", "type"))
+    four = (recipe.model.quantization or {}).get("load_in_4bit") is True
+    if four and strategy.kind == "FSDP":
+        message = "an adapter on 4-bit weights that FSDP has split cannot be merged for vLLM"
+        yield Problem(message, "use launch.accelerate: ddp or zero2, or no quantization", ("model", "quantization"))
+    if "quantization_config" in (read_model_config(recipe.model.path, recipe.model.revision) or {}):
+        message = f"the weights of {recipe.model.path} are quantised, and vLLM would get weights that are not"
+        yield Problem(message, "name the original model, and quantise it with model.quantization", ("model", "path"))
+
+
+def _changed_base(recipe: Recipe, strategy: Strategy) -> Iterator[Problem]:
+    """PiSSA and the like start by taking a part out of the base."""
+    key = ("peft", "init_lora_weights")
+    start = (recipe.peft or {}).get("init_lora_weights")
+    row = METHODS[recipe.method]
+    if changes_base(recipe.peft):
+        if has_reference(recipe) and "ref_model" not in row.takes:
+            message = f"`init_lora_weights: {start}` changes the base, which {row.name} takes for its reference"
+            yield Problem(message, "set training.beta: 0, or init_lora_weights: true", key)
+        if recipe.model.quantization is not None and start != "olora":
+            yield Problem(
+                f"`init_lora_weights: {start}` needs weights that are not quantised", "use olora or true", key
+            )
+        if strategy.kind == "FSDP" or zero_stage(strategy) == 3:
+            message = f"`init_lora_weights: {start}` needs whole weights, and {strategy.name} splits them"
+            yield Problem(message, "use launch.accelerate: ddp or zero2, or init_lora_weights: true", key)
+    folder = adapter_folder(recipe.model) if recipe.model.adapter == "continue" else None
+    if folder and changes_base(adapter_config(folder)) and row.reference != "none" and row.keeps_adapter:
+        message = f"{folder} changes its base, and the frozen copy that {row.name} makes would change it once more"
+        yield Problem(message, "write `adapter: merge`", ("model", "adapter"))
+
+
+def _not_installed(recipe: Recipe) -> Iterator[Problem]:
+    for section, _, _ in _quantized(recipe):
+        if importlib.util.find_spec("bitsandbytes") is None:
+            message = f"`{section}.quantization` needs bitsandbytes, which is not installed"
+            yield Problem(message, "pip install 'ptcli[quantization]'", (section, "quantization"))
