@@ -139,7 +139,7 @@ def test_the_environment_of_a_cpu_run(plan_of: Plans) -> None:
         ({"max_model_len": 128}, {}, "rollouts.max_model_len", "no room for a prompt"),
         (
             {},
-            {"model": {"path": "builtin:tiny", "quantization": {"load_in_8bit": True}}},
+            {"model": {"path": "builtin:tiny", "quantization": {"load_in_8bit": True}}, "peft": {}},
             "model.quantization",
             "does not work with 8-bit weights",
         ),
