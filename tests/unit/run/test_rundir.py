@@ -62,14 +62,15 @@ def test_overwrite_removes_what_a_run_left_and_nothing_else(plan: Plan, tmp_path
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "precious").write_text("x")
-    for name in ("notes.txt", "mine/data.json", "checkpoint-5/model.safetensors", "metrics.jsonl", "logs/trainer.log"):
+    ours = ("checkpoint-5/model.safetensors", "start/model.safetensors", "metrics.jsonl", "logs/trainer.log")
+    for name in ("notes.txt", "mine/data.json", *ours):
         (plan.output_dir / name).parent.mkdir(parents=True, exist_ok=True)
         (plan.output_dir / name).write_text("old")
     (plan.output_dir / "checkpoint-6").symlink_to(elsewhere)
     RunDirectory(plan.output_dir).prepare(plan, overwrite=True).close()
     left = snapshot(plan.output_dir)
     assert left["notes.txt"] == left["mine/data.json"] == b"old"
-    assert not {"metrics.jsonl", "logs/trainer.log"} & set(left)
+    assert not set(ours) & set(left)
     assert not list(plan.output_dir.glob("checkpoint-*"))
     assert (elsewhere / "precious").exists()
 
