@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ptcli.errors import Problem
+from ptcli.errors import Problem, WorkError
 from ptcli.recipe.model import Recipe
 from ptcli.train.checks import Finding
 from ptcli.train.checks import rewards as checks
@@ -244,3 +245,228 @@ def test_a_column_in_the_place_of_what_the_trainer_passes(rewards_py: Path) -> N
     found = only({"use": f"{rewards_py}:length"}, data=data)
     assert "a column `prompts`" in found.message
     assert found.key == ("data", "train")
+
+
+# --- during the run --------------------------------------------------------------------------------------------------
+
+HANGING = """
+import asyncio
+import time
+
+CALLS = []
+
+def sometimes(completions, trainer_state, **columns):
+    if trainer_state.global_step == 1:
+        time.sleep(60)
+    return [float(len(text[0]["content"])) for text in completions]
+
+def never(completions, **columns):
+    time.sleep(60)
+
+async def judge(completions, **columns):
+    await asyncio.sleep(0.01)
+    return [float(len(text[0]["content"]) % 3) for text in completions]
+
+def unless_empty(completions, **columns):
+    return [float(len(text[0]["content"])) if text[0]["content"] else None for text in completions]
+"""
+
+
+@pytest.fixture
+def hanging_py(tmp_path: Path) -> Path:
+    path = tmp_path / "hanging.py"
+    path.write_text(HANGING)
+    return path
+
+
+def train(described: dict[str, Any], resume_from: Path | None = None) -> Any:
+    from ptcli.train import worker
+
+    return worker.train(Recipe.model_validate(described), resume_from=str(resume_from) if resume_from else None)
+
+
+def read_lines(run: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / name).read_text().splitlines()]
+
+
+def assert_sums(table: list[dict[str, Any]], weights: dict[str, float]) -> None:
+    """`reward` is the weighted sum of the rewards that apply."""
+    for row in table:
+        assert row["rewards"].keys() == weights.keys()
+        given = [weights[name] * score for name, score in row["rewards"].items() if score is not None]
+        assert row["reward"] == (pytest.approx(sum(given), abs=1e-6) if given else None)
+
+
+def save_reward_model(folder: Path) -> Path:
+    """The shipped model with a head for a score."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
+
+    from ptcli.builtin import MODEL
+
+    set_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    model = AutoModelForSequenceClassification.from_pretrained(MODEL, num_labels=1)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_reward_of_trl_one_of_a_file_and_a_model_weighted(
+    tmp_path: Path, rewards_py: Path, ptcli_process: Callable[..., Any]
+) -> None:
+    """Through the command line, and again to go on: what was written stays."""
+    model, run = save_reward_model(tmp_path / "scorer"), tmp_path / "run"
+    rewards = [
+        {"use": "accuracy_reward", "weight": 2.0},
+        {"use": "rewards.py:length", "weight": 0.5, "args": {"target": 3}, "timeout": 30},
+        {"use": "./scorer", "weight": 0.25},
+    ]
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(recipe(rewards, run) | {"output_dir": str(run)}))
+    result = ptcli_process("train", path, cwd=tmp_path)
+    assert result.code == 0, result.err
+    assert "trl.rewards:accuracy_reward" in (run / "recipe.resolved.yaml").read_text()
+    table, metrics = read_lines(run, "completions.jsonl"), read_lines(run, "metrics.jsonl")
+    assert [row["step"] for row in table] == [1] * 4 + [2] * 4 + [3] * 4
+    assert_sums(table, {"accuracy_reward": 2.0, "length": 0.5, model.name: 0.25})
+    assert len({row["rewards"][model.name] for row in table}) > 3
+    for step in metrics[:3]:
+        rows = [row for row in table if row["step"] == step["step"]]
+        assert sum(row["reward"] for row in rows) / 4 == pytest.approx(step["reward"], abs=1e-4)
+        assert sum(row["advantage"] for row in rows) == pytest.approx(0, abs=1e-4)
+        assert step["rewards/length/timeouts"] == 0.0
+        assert all(row["rewards"]["length"] == pytest.approx(-abs(len(row["completion"]) - 3) / 10) for row in rows)
+        assert all("=" in row["prompt"] and row["extra"]["solution"] in row["extra"]["gold_parsed"] for row in rows)
+
+
+def test_a_call_that_hangs_is_killed_counted_and_named_and_the_run_goes_on(
+    tmp_path: Path, hanging_py: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rewards = [
+        {"use": f"{hanging_py}:sometimes", "timeout": 1.0},
+        {"use": f"{hanging_py}:judge", "timeout": 20.0, "weight": 3.0},
+        {"use": f"{hanging_py}:unless_empty", "weight": 0.0},
+    ]
+    train(recipe(rewards, tmp_path / "run", training={"max_steps": 4, "save_steps": 3, "save_strategy": "steps"}))
+    metrics, table = (read_lines(tmp_path / "run", f"{name}.jsonl") for name in ("metrics", "completions"))
+    assert [line["rewards/sometimes/timeouts"] for line in metrics] == [0.0, 1.0, 0.0, 0.0]
+    assert [line["rewards/judge/timeouts"] for line in metrics] == [0.0] * 4
+    assert metrics[1]["rewards/sometimes/mean"] is None
+    assert [row["rewards"]["sometimes"] is None for row in table] == [row["step"] == 2 for row in table]
+    assert_sums(table, {"sometimes": 1.0, "judge": 3.0, "unless_empty": 0.0})
+    said = capfd.readouterr().err
+    assert "reward `sometimes`" in said
+    assert "took longer than its timeout of 1 s in step 2 and was ended" in said
+    assert "hanging.py" in said.partition("took longer")[0]  # the stack
+    # Going on from step 3 writes step 4 anew.
+    before = (tmp_path / "run" / "completions.jsonl").read_text().splitlines()
+    described = recipe(rewards, tmp_path / "run", training={"max_steps": 4})
+    train(described, resume_from=tmp_path / "run" / "checkpoint-3")
+    after = (tmp_path / "run" / "completions.jsonl").read_text().splitlines()
+    assert after[:12] == before[:12]
+    assert [json.loads(line)["step"] for line in after[12:]] == [4] * 4
+
+
+def test_a_reward_that_never_answers_ends_the_run_by_name(tmp_path: Path, hanging_py: Path) -> None:
+    rewards = [{"use": f"{hanging_py}:never", "timeout": 0.3}, {"use": f"{hanging_py}:judge"}]
+    with pytest.raises(WorkError, match=r"reward `never` .*hanging.py:never. took longer .* 3 times in a row"):
+        train(recipe(rewards, tmp_path / "run", training={"max_steps": 5}))
+    assert len(read_lines(tmp_path / "run", "metrics.jsonl")) == 2
+
+
+def online_dpo(rewards: list[dict[str, Any]], run: Path) -> dict[str, Any]:
+    described = recipe(rewards, run, method="online_dpo")
+    training = {"max_steps": 3, "per_device_train_batch_size": 4, "max_new_tokens": 8, "max_length": 64}
+    return described | {"training": training | {"save_strategy": "no", "logging_steps": 1}}
+
+
+def test_online_dpo_takes_async_rewards_timeouts_and_models(tmp_path: Path, hanging_py: Path) -> None:
+    rewards = [
+        {"use": f"{hanging_py}:judge", "weight": 2.0},
+        {"use": f"{hanging_py}:judge", "timeout": 20.0},
+        {"use": f"{hanging_py}:sometimes", "timeout": 1.0, "weight": 0.5},
+        {"use": str(save_reward_model(tmp_path / "scorer"))},
+    ]
+    train(online_dpo(rewards, tmp_path / "run"))
+    metrics, table = (read_lines(tmp_path / "run", f"{name}.jsonl") for name in ("metrics", "completions"))
+    assert [line["rewards/sometimes/timeouts"] for line in metrics[:3]] == [0.0, 1.0, 0.0]
+    assert [row["step"] for row in table] == [1] * 8 + [2] * 8 + [3] * 8  # two completions for each of four prompts
+    assert [row["rewards"]["sometimes"] is None for row in table] == [row["step"] == 2 for row in table]
+    assert_sums(table, {"judge": 2.0, "judge_2": 1.0, "sometimes": 0.5, "scorer": 1.0})
+    assert all(row["rewards"]["judge"] == row["rewards"]["judge_2"] for row in table)
+    assert "advantage" not in table[0]
+
+
+def test_online_dpo_does_not_learn_from_a_batch_without_rewards(tmp_path: Path, hanging_py: Path) -> None:
+    rewards = [{"use": f"{hanging_py}:sometimes", "timeout": 1.0}]
+    with pytest.raises(WorkError, match="no completion of step 2 got a reward: sometimes gave None for all"):
+        train(online_dpo(rewards, tmp_path / "run"))
+
+
+def test_xpo_has_a_table_too(tmp_path: Path) -> None:
+    described = online_dpo([], tmp_path / "run") | {"method": "xpo", "reward_model": {"path": "builtin:tiny"}}
+    train(described)
+    table = read_lines(tmp_path / "run", "completions.jsonl")
+    assert [row["step"] for row in table] == [1] * 4 + [2] * 4 + [3] * 4
+    assert all(list(row["rewards"].values()) == [row["reward"]] for row in table)
+
+
+def test_rewards_of_trl_on_text(tmp_path: Path) -> None:
+    """Both raise a TypeError on the strings that completions are there, without ptcli's wrapping."""
+    rewards = [{"use": "trl.rewards:accuracy_reward"}, {"use": "trl.rewards:think_format_reward", "timeout": 30}]
+    train(recipe(rewards, tmp_path / "run", data=text_prompts(tmp_path)))
+    assert_sums(read_lines(tmp_path / "run", "completions.jsonl"), {"accuracy_reward": 1.0, "think_format_reward": 1.0})
+
+
+def test_problems_are_told_by_the_command_line(
+    tmp_path: Path, rewards_py: Path, ptcli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_API_KEY", "a-secret-value")
+    path = tmp_path / "recipe.yaml"
+    described = recipe([], tmp_path / "run")
+    lines = [f"{name}: {json.dumps(value)}" for name, value in described.items() if name != "rewards"]
+    rewards = [f"  - use: rewards.py:{name}" for name in ("constant", "nan", "raises")]
+    path.write_text("\n".join([*lines, "rewards:", *rewards]) + "\n")
+    result = ptcli("train", path)
+    assert result.code == 2
+    errors = [line for line in result.err.splitlines() if line.startswith("error:")]
+    number = len(lines) + 2
+    assert [line.split(": ")[1] for line in errors] == [f"{path}:{number + 1}:5", f"{path}:{number + 2}:5"]
+    assert "Traceback" not in result.err
+    assert "a-secret-value" not in result.err
+    assert not (tmp_path / "run").exists()
+    assert "warning: " in result.err
+    assert "for all of 16 different completions" in result.err
+
+
+def test_the_table_is_bounded(tmp_path: Path) -> None:
+    from ptcli.train import completions
+
+    def of(count: int, length: int = 1) -> list[completions.Completion]:
+        return [completions.Completion("p", "c" * length, {"a": 1.0}, 1.0) for _ in range(count)]
+
+    def written(*batches: tuple[int, int]) -> int:
+        path = tmp_path / "completions.jsonl"
+        path.unlink(missing_ok=True)
+        recorder = completions.Recorder(path)
+        for step, (count, length) in enumerate(batches):
+            recorder.note(step // 2, of(count, length), [])
+        recorder.on_log(None, TrainerState(global_step=1), None)
+        assert path.stat().st_size <= max(completions.MOST_BYTES, 2 * batches[0][1])
+        return len(path.read_text().splitlines())
+
+    from transformers import TrainerState
+
+    assert written((3, 1), (4, 1)) == 7  # two batches of one step
+    assert written((3, 1), (3, 1), (4, 1)) == 4  # a later step takes the place of one that was not logged
+    assert written((50, 1), (50, 1)) == completions.MOST_COMPLETIONS
+    assert written((50, completions.MOST_BYTES // 10)) == 9
+    assert written((5, 2 * completions.MOST_BYTES)) == 1
+
+
+def test_a_weighted_sum_is_over_what_applies() -> None:
+    from ptcli.train.completions import weighted_sum
+
+    assert weighted_sum([1.0, None, 3.0], [2.0, 5.0, 0.5]) == 3.5
+    assert weighted_sum([None, None], [1.0, 1.0]) is None
