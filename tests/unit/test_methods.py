@@ -1,0 +1,182 @@
+"""The table of methods: against the installed TRL, against recipes, and in `ptcli methods`."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from ptcli.errors import RequestError
+from ptcli.methods import METHODS, NOT_COVERED, Section, find_method
+from ptcli.recipe import availability
+from ptcli.recipe.code import NotFound
+from tests.smoke_runs import FURTHER, USUAL
+
+SECTIONS: dict[str, Any] = {
+    "rewards": [{"use": "trl.rewards:accuracy_reward"}],
+    "reward_model": {"path": "builtin:tiny"},
+    "value_model": {"path": "builtin:tiny"},
+    "ref_model": {"path": "builtin:tiny"},
+    "teacher": {"path": "builtin:tiny"},
+}
+
+
+def test_the_smoke_tests_are_of_every_method_and_each_of_one() -> None:
+    assert sorted(USUAL + FURTHER) == sorted(METHODS)
+
+
+# --- the installed TRL -----------------------------------------------------------------------------------------------
+
+
+def _trl() -> Path:
+    spec = importlib.util.find_spec("trl")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent
+
+
+def _trainers(file: Path) -> set[str]:
+    """Names of trainers that a module binds, or that its table of lazy imports has."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.alias | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names.add(node.value)
+    return {name for name in names if name.isidentifier() and name.endswith("Trainer") and not name.startswith("_")}
+
+
+def _shipped() -> Iterator[str]:
+    """Import strings of every trainer that TRL ships, without the old names of those that it has promoted."""
+    stable = {f"trl:{name}" for name in _trainers(_trl() / "__init__.py")}
+    yield from stable
+    for file in (_trl() / "experimental").glob("*/__init__.py"):
+        if "has been promoted to the stable API" not in file.read_text():
+            yield from (f"trl.experimental.{file.parent.name}:{name}" for name in _trainers(file))
+
+
+def test_every_trainer_of_trl_is_a_method_or_not_covered_yet() -> None:
+    covered = {row.trainer for row in METHODS.values()}
+    assert covered.isdisjoint(NOT_COVERED.values())
+    assert set(_shipped()) == covered | set(NOT_COVERED.values())
+    assert len(NOT_COVERED) == 14
+
+
+def test_all_methods_are_in_the_pinned_trl() -> None:
+    assert [name for name, row in METHODS.items() if availability.not_shipped(row)] == []
+
+
+@pytest.fixture
+def later_trl(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRL 1.16.0, as far as can be told from outside (user-pain.md R1): these trainers are gone."""
+    gone = {"bco", "xpo", "nash_md", "ppo", "prm", "minillm"}
+    find = availability.find_object
+
+    def find_object(use: str) -> Any:
+        if use.partition(":")[0].rpartition(".")[2] in gone:
+            raise NotFound("trl.experimental has no such module")
+        return find(use)
+
+    monkeypatch.setattr(availability, "find_object", find_object)
+    monkeypatch.setattr(availability, "version", lambda name: "1.16.0")
+
+
+LAST = {"bco": "1.13.0", "xpo": "1.13.0", "nash_md": "1.13.0", "ppo": "1.12.0", "prm": "1.13.0", "minillm": "1.14.2"}
+
+
+@pytest.mark.usefixtures("later_trl")
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_a_method_that_trl_no_longer_ships(method: str, tmp_path: Path, ptcli: Callable) -> None:
+    result = ptcli("train", _recipe(method, tmp_path), "--dry-run")
+    assert result.code == (2 if method in LAST else 0), result.err
+    if method in LAST:
+        assert f"recipe.yaml:1:2: {method} is not in the installed TRL 1.16.0" in result.err
+        assert f"TRL {LAST[method]} was the last release that had it" in result.err
+
+
+@pytest.mark.usefixtures("later_trl")
+def test_the_list_says_what_trl_no_longer_ships(ptcli: Callable) -> None:
+    lines = ptcli("methods").out.splitlines()
+    assert sum("not in the installed TRL 1.16.0 (the last with it: " in line for line in lines) == len(LAST)
+    facts = {each["name"]: each for each in json.loads(ptcli("methods", "--json").out)}
+    assert {name for name, each in facts.items() if not each["available"]} == set(LAST)
+    assert facts["ppo"]["last_release"] == "1.12.0"
+
+
+def test_the_list_names_every_trainer(ptcli: Callable) -> None:
+    *methods, _, others = ptcli("methods").out.splitlines()
+    assert [line.split()[0] for line in methods] == list(METHODS)
+    assert others.startswith("not yet covered, though TRL 1.12.0 has them: a2po, ")
+    assert others.rpartition(": ")[2].split(", ") == list(NOT_COVERED)
+    facts = json.loads(ptcli("methods", "--json").out)
+    assert {each["name"]: each["covered"] for each in facts} == dict.fromkeys(METHODS, True) | dict.fromkeys(
+        NOT_COVERED, False
+    )
+
+
+def test_a_trainer_that_is_not_covered_yet(tmp_path: Path, ptcli: Callable) -> None:
+    result = ptcli("train", _recipe("sft", tmp_path), "--dry-run", "method=gold")
+    assert result.code == 2
+    assert result.err.count("error:") == 1
+    assert "the method `gold` is not covered yet: TRL has its GOLDTrainer" in result.err
+    with pytest.raises(RequestError, match="'gold' is not covered yet"):
+        find_method("gold")
+
+
+# --- sections --------------------------------------------------------------------------------------------------------
+
+
+def _recipe(method: str, folder: Path, **sections: Any) -> Path:
+    """A recipe with what the method needs; a section that is None is left out."""
+    row = METHODS[method]
+    recipe = {
+        "method": method,
+        "model": {"path": "builtin:tiny"},
+        "data": {"train": [{"path": row.smoke_data}]},
+        "launch": {"device": "cpu"},
+        **{name: SECTIONS[name] for name in row.needs},
+        **sections,
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps({name: value for name, value in recipe.items() if value is not None}))
+    return path
+
+
+@pytest.mark.parametrize(("method", "name"), [(row.name, name) for row in METHODS.values() for name in row.needs])
+def test_a_missing_section_is_named(method: str, name: str, tmp_path: Path, ptcli: Callable) -> None:
+    result = ptcli("train", _recipe(method, tmp_path, **{name: None}), "--dry-run")
+    assert result.code == 2
+    assert f"{method} needs the section `{name}`" in result.err
+    assert result.err.count("error:") == 1
+
+
+FOREIGN = [(row.name, name) for row in METHODS.values() for name in get_args(Section) if name not in row.sections]
+
+
+@pytest.mark.parametrize(("method", "name"), FOREIGN)
+def test_a_foreign_section_is_named(method: str, name: str, tmp_path: Path, ptcli: Callable) -> None:
+    result = ptcli("train", _recipe(method, tmp_path, **{name: SECTIONS[name]}), "--dry-run")
+    assert result.code == 2
+    assert f"`{name}` is not a section of {method}" in result.err
+    assert result.err.count("error:") == 1
+
+
+@pytest.mark.parametrize(("method", "name"), [(row.name, name) for row in METHODS.values() for name in row.sections])
+def test_its_own_sections_are_taken(method: str, name: str, tmp_path: Path, ptcli: Callable) -> None:
+    result = ptcli("train", _recipe(method, tmp_path, **{name: SECTIONS[name]}), "--dry-run")
+    assert result.code == 0, result.err
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_named_evaluation_sets(method: str, tmp_path: Path, ptcli: Callable) -> None:
+    row = METHODS[method]
+    sources = [{"path": row.smoke_data}]
+    data = {"train": sources, "eval": {"easy": sources, "hard": sources}}
+    result = ptcli("train", _recipe(method, tmp_path, data=data), "--dry-run")
+    assert result.code == (0 if row.named_eval else 2), result.err
+    assert row.named_eval or f"named sets with {method}" in result.err
