@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -134,7 +135,7 @@ def init(
 @app.command(short_help="Check that the installed libraries compute what the papers say.")
 def doctor(
     math: Annotated[
-        bool, typer.Option("--math", help="Compare every trainer's loss with its paper's formula, on this machine's CPU.")
+        bool, typer.Option("--math", help="Compare the trainers' losses with their papers' formulas, on this CPU.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -155,7 +156,7 @@ def doctor(
         raise RequestError(Problem("there is one check so far, of the mathematics", "write `ptcli doctor --math`"))
     report = check_math(choose_view(quiet=as_json))
     with _unread_output_forgiven():
-        _print_json(report.as_dict()) if as_json else typer.echo(render_report(report))
+        _print_json(report.as_dict()) if as_json else typer.echo(render_report(report, _terminal_width()))
     raise typer.Exit(0 if report.ok else 1)
 
 
@@ -217,6 +218,11 @@ def _run(accepted: Accepted, *, overwrite: bool, as_json: bool) -> None:
         elif status.exit_code == 0:
             typer.echo("\n".join(finished_lines(plan.output_dir, status.step, status.events)))
     raise typer.Exit(status.exit_code or 0)
+
+
+def _terminal_width() -> int | None:
+    """Characters of a line where stdout is a terminal; None where it is a file or a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def _print_notes(plan: Plan) -> None:

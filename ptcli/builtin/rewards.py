@@ -20,6 +20,14 @@ def exact_match(completions: Sequence[Completion], answer: Sequence[str], **kwar
     ]
 
 
+def length_reward(completions: Sequence[Completion], target: float = 20, **kwargs: object) -> list[float]:
+    """How near each completion is to `target` characters: 0.0 at the target, as much less where longer or shorter.
+
+    It is minus the distance as a share of the target, so that an empty completion has -1.0.
+    """
+    return [-abs(len(_text(completion)) - target) / target for completion in completions]
+
+
 def _text(completion: Completion) -> str:
     """The text of a completion; of a chat, that of its last message (what follows the calls of tools)."""
     if isinstance(completion, str):

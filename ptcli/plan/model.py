@@ -50,8 +50,8 @@ class Machine:
 class Step:
     """One group of processes on one node, started by one command."""
 
-    name: Literal["rollouts", "trainer", "preflight"]
-    """`preflight` is none of a plan's steps: see `ptcli.run.preflight`."""
+    name: Literal["rollouts", "trainer", "preflight", "doctor"]
+    """`preflight` and `doctor` are none of a plan's steps: see `ptcli.run.preflight` and `ptcli.doctor.checkup`."""
     node: int
     argv: tuple[str, ...]
     """`argv[0]` is a program of the same environment as ptcli (`vllm`, `accelerate`)."""

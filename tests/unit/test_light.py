@@ -25,6 +25,7 @@ HEAVY_MODULES = {
     "ptcli.recipe.generate_catalogue", "ptcli.builtin.build", "ptcli.builtin.train_model",
     "ptcli.builtin.make_tokenizer",
 }  # fmt: skip
+HEAVY_ROOMS = ("ptcli.train", "ptcli.doctor.math")
 LIGHT_IN_HEAVY_ROOM = {
     "ptcli.train",
     "ptcli.train.config",
@@ -44,7 +45,7 @@ def _modules() -> list[str]:
     return [
         name
         for name in names
-        if name not in HEAVY_MODULES and (not name.startswith("ptcli.train") or name in LIGHT_IN_HEAVY_ROOM)
+        if name not in HEAVY_MODULES and (not name.startswith(HEAVY_ROOMS) or name in LIGHT_IN_HEAVY_ROOM)
     ]
 
 
