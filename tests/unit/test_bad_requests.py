@@ -18,6 +18,11 @@ training: {num_generations: 8, per_device_train_batch_size: 8}
 rollouts: {backend: vllm}
 launch: {device: cpu}
 """
+SFT = """\
+method: sft
+model: {path: "builtin:tiny"}
+data: {train: [{path: "builtin:arithmetic-messages"}]}
+"""
 ON_GPUS = GOOD.replace("rollouts: {backend: vllm}", "rollouts: {gpus: 2}").replace("device: cpu", "gpus: 2")
 
 # name: (text of the recipe, further arguments, what the message says)
@@ -51,6 +56,14 @@ CASES: dict[str, tuple[str | bytes, list[str], str]] = {
     "reward function not there": (GOOD.replace("exact_match", "exact_mach"), [], "exact_match"),
     "assumed GPUs without a dry run": (GOOD, ["--assume-gpus", "8"], "--dry-run"),
     "a specification of GPUs that is none": (ON_GPUS, ["--dry-run", "--assume-gpus", "many"], "8x80GiB"),
+    "end-of-sequence token that is none": (GOOD, ["model.eos_token=<|imend|>"], "did you mean '<|im_end|>'?"),
+    "packing without flash attention": (
+        SFT,
+        ["training.packing=true", "--dry-run", "--assume-gpus", "1"],
+        "flash_attention_2",
+    ),
+    "Liger on a CPU": (SFT, ["training.use_liger_kernel=true", "launch.device=cpu"], "its kernels need a GPU"),
+    "a moving reference without one": (GOOD, ["training.sync_ref_model=true"], "there is no reference: beta is 0"),
     "typo in an override": (GOOD, ["training.learning_rat=1"], "learning_rate"),
 }
 

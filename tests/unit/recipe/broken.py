@@ -458,6 +458,82 @@ GUARDS = [
     ),
 ]
 
+_OTHER = {
+    "other/config.json": '{"vocab_size": 272, "architectures": ["LlamaForCausalLM"]}',
+    "other/model.safetensors": b"\x02\0\0\0\0\0\0\0{}",
+    "other/tokenizer.json": '{"model": {"type": "BPE", "vocab": {"x": 0}, "merges": []}, "added_tokens": []}',
+}
+"""A model of the shipped one's size with other tokens."""
+_GKD = GOOD.replace("sft", "gkd") + "teacher: {path: other}\n"
+_CLASSIFIER = {"other/config.json": '{"vocab_size": 272, "architectures": ["LlamaForSequenceClassification"]}'}
+
+MODELS = [
+    Broken(
+        "a template that does not parse",
+        {
+            "recipe.yaml": GOOD.replace("tiny}", "tiny, chat_template: t.jinja}"),
+            "t.jinja": "{% for m in messages %}\n{{ m.content }\n{% endfor %}\n",
+        },
+        [error("2:29", "t.jinja:2 does not parse: unexpected '}'")],
+    ),
+    Broken(
+        "a template that leaves out what is said",
+        {
+            "recipe.yaml": GOOD.replace("tiny}", "tiny, chat_template: t.jinja}"),
+            "t.jinja": "{% for m in messages %}{{ m.text }}{% endfor %}",
+        },
+        [error("2:29", "t.jinja leaves out the content of a user's message")],
+    ),
+    Broken(
+        "a model's own template that does not parse",
+        {"recipe.yaml": GOOD.replace("builtin:tiny", "other"), **_OTHER, "other/chat_template.jinja": "{% if %}"},
+        [error("2:9", "chat_template.jinja:1 does not parse", "model.chat_template")],
+    ),
+    Broken(
+        "tokens that the tokenizer has not",
+        GOOD.replace("tiny}", "tiny, eos_token: '<|imend|>', pad_token: '<p>'}"),
+        [
+            error("2:29", "`model.eos_token`", "no token '<|imend|>'", "did you mean '<|im_end|>'?"),
+            error("2:53", "`model.pad_token`", "no token '<p>'"),
+        ],
+    ),
+    Broken(
+        "a teacher of one size with other tokens",
+        {"recipe.yaml": _GKD, **_OTHER},
+        [error("4:11", "`teacher` and `model` have different vocabularies", "(272)", "token 0 is 'x' there")],
+    ),
+    Broken(
+        "a teacher of another size",
+        {"recipe.yaml": _GKD, **_OTHER, "other/config.json": '{"vocab_size": 300}'},
+        [error("4:11", "`teacher` has a vocabulary of 300 tokens", "`model` one of 272")],
+    ),
+    Broken(
+        "a reward model with another tokenizer than the policy",
+        {
+            "recipe.yaml": GRPO.replace("grpo", "ppo").replace("rewards: [{use", "#") + "reward_model: {path: other}\n",
+            **_OTHER,
+        },
+        [error("5:16", "`reward_model` and `model` have different vocabularies", "reads the policy's tokens")],
+    ),
+    Broken(
+        "classifiers as rewards",
+        {
+            "recipe.yaml": GRPO.replace("rewards: [", "rewards: [{use: other}, "),
+            **_OTHER,
+            **_CLASSIFIER,
+        },
+        [error("4:12", "a classifier of 2 labels", "one number a text")],
+    ),
+    Broken("from: a word that is none", GOOD.replace("tiny}", "tiny, from: scratch}"), [error("2:29", "weights, config")]),
+    Broken(
+        "from: config of an adapter",
+        {"recipe.yaml": GOOD.replace("builtin:tiny", "other").replace("}\n", ", from: config}\n", 1),
+         "other/adapter_config.json": '{"base_model_name_or_path": "org/base", "peft_type": "LORA"}',
+         "other/adapter_model.safetensors": b"\x02\0\0\0\0\0\0\0{}"},
+        [error("2:9", "is an adapter", "no config to make a model from"), error("2:9", "`adapter: continue`")],
+    ),
+]  # fmt: skip
+
 OVERRIDES = [
     Broken("typo", GOOD, [("training.learning_rat=1", "`learning_rate`")], ("training.learning_rat=1",)),
     Broken("wrong type", GOOD, [("seed=abc", "`seed` must be a whole number")], ("seed=abc",)),
@@ -489,5 +565,6 @@ GROUPS = {
     "paths": PATHS,
     "bases": BASES,
     "guards": GUARDS,
+    "models": MODELS,
     "overrides": OVERRIDES,
 }
