@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import socket
 import subprocess
@@ -12,58 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import psutil
-import pytest
-
-METHODS = ["sft", "dpo", "grpo"]
-
-
-def _metrics(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def _processes_of(run: Path) -> list[int]:
-    """Processes that name the run directory in their command line or that carry it in their environment."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            text = " ".join(process.cmdline()) + " ".join(process.environ().values())
-        except psutil.Error:
-            continue
-        if str(run) in text and process.pid != os.getpid():
-            found.append(process.pid)
-    return found
-
-
-def _assert_finished(run: Path) -> None:
-    status = json.loads((run / "status.json").read_text())
-    assert (status["state"], status["exit_code"], status["cause"]) == ("finished", 0, None)
-    assert status["step"] > 0
-    assert _metrics(run)
-    for name in ("recipe.resolved.yaml", "plan.json", "launch.sh", "stack.json", "logs/trainer.log", "config.json"):
-        assert (run / name).stat().st_size > 0, name
-    assert _processes_of(run) == []
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_smoke(method: str, root: Path, tmp_path: Path, ptcli_process: Callable) -> None:
-    """The shipped recipe of each method trains in its smoke form and leaves a model that generates."""
-    run = tmp_path / "run"
-    result = ptcli_process("train", root / f"recipes/{method}.yaml", "--smoke", f"output_dir={run}")
-    assert result.code == 0, result.err
-    assert "builtin:tiny" in result.err
-    _assert_finished(run)
-    _assert_generates(run)
-
-
-def _assert_generates(run: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(run)
-    model = AutoModelForCausalLM.from_pretrained(run)
-    prompt = [{"role": "user", "content": "1+2="}]
-    inputs = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    assert model.generate(**inputs, max_new_tokens=4).shape[1] > inputs["input_ids"].shape[1]
+from tests.smoke_runs import assert_finished, metrics_of, processes_of
 
 
 def test_demo_recipe(root: Path, tmp_path: Path, ptcli_process: Callable) -> None:
@@ -72,8 +20,8 @@ def test_demo_recipe(root: Path, tmp_path: Path, ptcli_process: Callable) -> Non
     result = ptcli_process("train", root / "recipes/demo.yaml", "training.max_steps=20", f"output_dir={run}", "--json")
     assert result.code == 0, result.err
     assert json.loads(result.out) == json.loads((run / "status.json").read_text())
-    _assert_finished(run)
-    metrics = [line for line in _metrics(run) if "reward" in line]
+    assert_finished(run)
+    metrics = [line for line in metrics_of(run) if "reward" in line]
     assert [line["step"] for line in metrics] == list(range(1, 21))
     assert max(line["sampling/sampling_logp_difference/max"] for line in metrics) < 1e-3
     plan = json.loads((run / "plan.json").read_text())
@@ -96,7 +44,7 @@ def test_crash_of_the_trainer(root: Path, tmp_path: Path, ptcli_process: Callabl
     assert (status["state"], status["exit_code"]) == ("failed", 1)
     assert "no such answer" in status["cause"]
     assert "no such answer" in result.err
-    assert _processes_of(run) == []
+    assert processes_of(run) == []
 
 
 def test_a_second_run_is_refused_and_overwritten_on_request(
