@@ -27,6 +27,7 @@ from ptcli.train.models import (
     quantization_config,
 )
 from ptcli.train.objects import import_class
+from ptcli.train.peft_sync import send_plain_names
 from ptcli.train.processors import load_processor
 from ptcli.train.prompts import check_padding, tokenize_prompts
 from ptcli.train.reference import complete_reference, own_reference
@@ -71,6 +72,7 @@ def build_trainer(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> 
     trainer = trainer_class(**{name: value for name, value in given.items() if name in parameters})
     complete_reference(trainer)
     keep_precision(trainer)
+    send_plain_names(trainer)
     return trainer
 
 
