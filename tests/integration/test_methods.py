@@ -39,7 +39,7 @@ def tokenizer() -> Any:
 def _decoded(tokenizer: Any, rows: list[dict[str, Any]]) -> list[str]:
     tokens = tokenize_prompts(Dataset.from_list(rows), tokenizer, "data.train")
     assert tokens.column_names == ["input_ids"]
-    return tokenizer.batch_decode(tokens["input_ids"])
+    return tokenizer.batch_decode(list(tokens["input_ids"]))
 
 
 def test_a_chat_ends_where_the_answer_begins(tokenizer: Any) -> None:
