@@ -68,6 +68,7 @@ def _build(recipe: Recipe, heartbeat: Heartbeat | None) -> Any:
     # Imported only now: the heavy libraries take many seconds, and the first heartbeat is to come before.
     from ptcli.train.build import build_trainer
     from ptcli.train.callback import ProgressCallback, load_callbacks
+    from ptcli.train.completions import record
     from ptcli.train.guards.callback import attach
 
     if _uses_server(recipe):
@@ -83,7 +84,7 @@ def _build(recipe: Recipe, heartbeat: Heartbeat | None) -> Any:
     if heartbeat and metrics:
         callbacks.insert(0, ProgressCallback(heartbeat, metrics))
     trainer = build_trainer(recipe, callbacks)
-    attach(trainer, recipe, heartbeat, metrics)
+    attach(trainer, recipe, heartbeat, metrics, record(trainer, Path(recipe.output_dir)))
     return trainer
 
 

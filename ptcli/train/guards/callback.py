@@ -17,6 +17,7 @@ from ptcli.errors import WorkError
 from ptcli.events import Event
 from ptcli.methods import METHODS
 from ptcli.recipe.model import Recipe
+from ptcli.train.completions import Recorder
 from ptcli.train.guards import measures
 from ptcli.train.guards.decisions import AdapterMoves, Facts, Finding, NonFinite, logged_decisions
 from ptcli.train.guards.movement import are_finite, fingerprints, sample_trained
@@ -27,10 +28,13 @@ _MOST_EVENTS = 10
 """Events of one guard that are told of; more would say nothing new."""
 
 
-def attach(trainer: Any, recipe: Recipe, heartbeat: Heartbeat | None, metrics: Metrics | None) -> None:
-    """Have the recipe's guards watch `trainer`; heartbeat and metrics are rank 0's, None on all others."""
+def attach(
+    trainer: Any, recipe: Recipe, heartbeat: Heartbeat | None, metrics: Metrics | None, recorder: Recorder | None
+) -> None:
+    """Have the recipe's guards watch `trainer`; heartbeat and metrics are rank 0's, None on all others. `recorder`
+    hears rewards where the trainer has some."""
     reporter = Reporter(recipe, heartbeat, metrics) if heartbeat and metrics else None
-    watch = GuardCallback(trainer, recipe, reporter)
+    watch = GuardCallback(trainer, recipe, reporter, recorder)
     trainer.add_callback(watch)
     accelerator = trainer.accelerator
     accelerator.backward = watch.watching_losses(accelerator.backward)
@@ -61,8 +65,8 @@ class Reporter:
 class GuardCallback(TrainerCallback):
     """Feeds the decisions with what a trainer does."""
 
-    def __init__(self, trainer: Any, recipe: Recipe, reporter: Reporter | None):
-        self._trainer, self._recipe, self._reporter = trainer, recipe, reporter
+    def __init__(self, trainer: Any, recipe: Recipe, reporter: Reporter | None, recorder: Recorder | None):
+        self._trainer, self._recipe, self._reporter, self._recorder = trainer, recipe, reporter, recorder
         spec, facts = recipe.guards, read_facts(trainer)
         self._logged = dict(logged_decisions(spec, facts, watched(trainer, recipe)))
         losses, moves = spec.guard("non_finite"), spec.guard("adapter_moves")
@@ -138,8 +142,17 @@ class GuardCallback(TrainerCallback):
     ) -> None:
         if logs and "lr" in logs:  # a trainer with a loop of its own, which calls before its step's end
             self._rate = measures.number(logs, "lr")
+        complete = self._with_variance(logs or {})
         for name, decision in self._logged.items() if self._reporter else ():
-            self._report(name, decision.judge(logs or {}), state.global_step)
+            self._report(name, decision.judge(complete), state.global_step)
+
+    def _with_variance(self, logs: dict[str, Any]) -> dict[str, Any]:
+        """What was logged, and the share of groups without variance where the trainer never logs it itself."""
+        if measures.NO_VARIANCE in logs:
+            self._recorder = None
+        if self._recorder is None or "loss" not in logs:  # an evaluation is logged too, or the end
+            return logs
+        return logs | {measures.NO_VARIANCE: measures.share_without_variance(self._recorder.last_rewards)}
 
     def _report(self, guard: str, finding: Finding | None, step: int) -> None:
         if self._reporter:
@@ -166,7 +179,8 @@ def watched(trainer: Any, recipe: Recipe) -> dict[str, bool]:
     penalty = getattr(args, "kl_coef", getattr(args, "beta", None))
     return {
         # Where rewards are a choice, there is another signal beside them.
-        "reward_variance": "rewards" in row.needs and getattr(args, "num_generations", 2) > 1,
+        "reward_variance": bool({"rewards", "reward_model"} & set(row.needs))
+        and getattr(args, "num_generations", 2) > 1,
         "clipped_completions": row.online,
         "entropy": row.online,
         "kl": row.online and any(_numbers(penalty)),

@@ -90,12 +90,18 @@ class NonFinite:
         self._loss = Streak(guard.patience)
         self._gradient = Streak(max(guard.patience, SKIPPED_BY_LOSS_SCALING) if facts.half else guard.patience)
         self._weights = Streak(guard.patience)
+        self._told = False
+        """This step's loss was bad."""
 
     def judge_loss(self, loss: float) -> Finding | None:
-        return _lost(f"the loss is {loss}") if self._loss.count(not math.isfinite(loss)) else None
+        bad = not math.isfinite(loss)
+        self._told = self._told or bad
+        return _lost(f"the loss is {loss}") if self._loss.count(bad) else None
 
     def judge_gradient(self, norm: float) -> Finding | None:
-        bad = self._gradient.count(not math.isfinite(norm))
+        """The gradient of a loss that was bad already is no news."""
+        told, self._told = self._told, False
+        bad = self._gradient.count(not math.isfinite(norm) and not told)
         return _lost(f"the norm of the gradient is {norm}") if bad else None
 
     def judge_weights(self, finite: bool) -> Finding | None:
@@ -141,7 +147,7 @@ class RewardVariance:
             causes = "no completion earns anything: the reward does not find the answer, or the task is too hard"
             return causes, "look at the completions in completions.jsonl and at the reward; take easier rows"
         causes = "the task is solved, the reward is the same for everything, or the completions are all alike"
-        return causes, "take harder rows or a finer reward, raise training.temperature or training.num_generations"
+        return causes, "take harder rows or a finer reward, raise training.temperature, compare larger groups"
 
 
 class ClippedCompletions:

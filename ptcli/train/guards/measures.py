@@ -2,18 +2,19 @@
 
     figure                      grpo, rloo, minillm,      online_dpo             xpo, nash_md                  ppo
                                 distillation
-    share without variance      frac_reward_zero_std      -                      -                             -
+    share without variance      frac_reward_zero_std      (the rewards)          (the rewards)                 -
     share that is cut off       completions/clipped_ratio val/contain_eos_token  val/model_contain_eos_token   val/num_eos_tokens
     entropy                     entropy                   objective/entropy      objective/entropy             policy/entropy_avg
     KL divergence               kl (a token)              objective/kl           objective/kl, loss/kl         objective/kl
 
-`kl` is absent where `beta` is 0. PPO counts end-of-sequence tokens, which tells no share but whether there was any.
+(the rewards): nothing is logged, and the scores that `ptcli.train.completions` hears are looked at instead. GRPO's `kl`
+is absent where `beta` is 0. PPO counts end-of-sequence tokens, which tells no share but whether there was any.
 """  # noqa: E501
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Logs = Mapping[str, Any]
@@ -40,6 +41,16 @@ def number(logs: Logs, name: str) -> float | None:
     except (KeyError, TypeError, ValueError):
         return None
     return value if math.isfinite(value) else None
+
+
+def share_without_variance(groups: Sequence[Sequence[float | None]]) -> float | None:
+    """Share of the groups whose rewards, None for no reward, are all the same; None where there are no groups."""
+    still = [sum(abs(score - rewarded[0]) for score in rewarded) < 1e-8 for rewarded in map(_rewarded, groups)]
+    return sum(still) / len(still) if still else None
+
+
+def _rewarded(group: Sequence[float | None]) -> list[float]:
+    return [score for score in group if score is not None]
 
 
 def clipped_share(logs: Logs) -> float | None:

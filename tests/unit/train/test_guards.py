@@ -10,7 +10,7 @@ import pytest
 from ptcli.events import Event
 from ptcli.recipe.model import GuardsSpec
 from ptcli.train.guards.decisions import AdapterMoves, Facts, Finding, NonFinite, Streak, logged_decisions
-from ptcli.train.guards.measures import clipped_share, entropy, kl_of_a_token
+from ptcli.train.guards.measures import clipped_share, entropy, kl_of_a_token, share_without_variance
 
 FACTS = Facts(limit_key="training.max_completion_length", longest=64, groups=16)
 
@@ -51,6 +51,14 @@ def test_few_groups_at_the_start_are_waited_for() -> None:
     logs = series("frac_reward_zero_std", *[1.0] * 30)
     assert [step for step, _ in judge("reward_variance", logs, Facts(groups=2))] == [10]
     assert [step for step, _ in judge("reward_variance", logs, Facts(groups=1))] == [20]
+
+
+@pytest.mark.parametrize(
+    ("groups", "share"),
+    [([[1.0, 1.0], [0.5, 0.6]], 0.5), ([[None, None], [0.0, None]], 1.0), ([(0.1, 0.1), (-1.0, 1.0)], 0.5), ([], None)],
+)
+def test_variance_of_the_rewards_themselves(groups: list[list[float | None]], share: float | None) -> None:
+    assert share_without_variance(groups) == share
 
 
 def test_no_variance_later_needs_twenty_steps() -> None:
