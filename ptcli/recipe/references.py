@@ -17,6 +17,7 @@ from ptcli.recipe.local_models import read_model_config, resolve_model_path
 from ptcli.recipe.lora_targets import check_targets
 from ptcli.recipe.model import DataEntry, Recipe
 from ptcli.recipe.model_references import check_model
+from ptcli.recipe.padding import check_padding
 from ptcli.recipe.random_weights import check_random_weights
 from ptcli.recipe.scorers import check_scorers
 from ptcli.recipe.tokenizers import check_tokenizers
@@ -38,8 +39,8 @@ def check_references(recipe: Recipe) -> list[Problem]:
         problems += check_reward(reward, ("rewards", index, "use"), passed)
     for index, callback in enumerate(recipe.callbacks):
         problems += check_callback(callback, ("callbacks", index, "use"))
-    problems += [*check_tokenizers(recipe), *check_scorers(recipe), *check_random_weights(recipe)]
-    return [*problems, *check_adapters(recipe), *check_peft(recipe), *check_targets(recipe)]
+    problems += [*check_tokenizers(recipe), *check_padding(recipe), *check_scorers(recipe)]
+    return [*problems, *check_random_weights(recipe), *check_adapters(recipe), *check_peft(recipe), *check_targets(recipe)]
 
 
 def _data_entries(recipe: Recipe) -> Iterator[tuple[KeyPath, DataEntry]]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
+from ptcli.builtin import MODEL
 from ptcli.errors import RequestError
 from ptcli.methods import METHODS, NOT_COVERED, Section, find_method
 from ptcli.recipe import availability
@@ -180,3 +182,37 @@ def test_named_evaluation_sets(method: str, tmp_path: Path, ptcli: Callable) -> 
     result = ptcli("train", _recipe(method, tmp_path, data=data), "--dry-run")
     assert result.code == (0 if row.named_eval else 2), result.err
     assert row.named_eval or f"named sets with {method}" in result.err
+
+
+# --- padding ---------------------------------------------------------------------------------------------------------
+
+
+def _model(folder: Path, **tokens: Any) -> str:
+    """A copy of the tiny model whose tokenizer has these special tokens; one that is None it lacks."""
+    shutil.copytree(MODEL, folder)
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text()) | tokens
+    file.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "section", "wrong"),
+    [
+        ({}, {}, False),
+        ({"pad_token": None}, {}, True),
+        ({"pad_token": {"content": "<|im_end|>"}}, {}, True),
+        ({"pad_token": None}, {"pad_token": "<|pad|>"}, False),
+        ({}, {"pad_token": "<|im_end|>"}, True),
+        ({}, {"eos_token": "<|pad|>"}, True),
+    ],
+)
+def test_padding_that_is_the_end_of_sequence(
+    tokens: dict[str, Any], section: dict[str, str], wrong: bool, tmp_path: Path, ptcli: Callable
+) -> None:
+    model = {"path": _model(tmp_path / "model", **tokens)} | section
+    result = ptcli("train", _recipe("ppo", tmp_path, model=model), "--dry-run")
+    assert result.code == (2 if wrong else 0), result.err
+    assert not wrong or "ppo needs a padding token that is not the end of sequence" in result.err
+    assert not wrong or section or "set it to '<|pad|>'" in result.err
+    assert ptcli("train", _recipe("sft", tmp_path, model=model), "--dry-run").code == 0
