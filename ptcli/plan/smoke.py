@@ -18,6 +18,7 @@ from ptcli.plan.arguments import argument
 from ptcli.plan.resolve import MODELS, change
 from ptcli.plan.rows import given_rows
 from ptcli.recipe.catalogue import fields
+from ptcli.recipe.local_models import find_base
 from ptcli.recipe.model import DataEntry, DataSpec, LaunchSpec, ModelSpec, Recipe, RewardSpec, RolloutsSpec
 
 TINY = "builtin:tiny"
@@ -67,7 +68,7 @@ def shrink(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
         data=_data(recipe),
         rewards=[_reward(reward) for reward in recipe.rewards],
         peft=_peft(recipe),
-        **{name: _model(getattr(recipe, name), name) for name in MODELS if getattr(recipe, name) is not None},
+        **{name: _model(recipe, name) for name in MODELS if getattr(recipe, name) is not None},
     )
     small = change(small, training=_training(recipe, launch.processes or 1))
     return small, tuple(_differences(recipe.model_dump(), small.model_dump()))
@@ -77,16 +78,27 @@ def _is_hub(path: str) -> bool:
     return not path.startswith(PREFIX) and not Path(path).is_absolute()
 
 
-def _model(spec: ModelSpec, section: str) -> ModelSpec:
+def _model(recipe: Recipe, section: str) -> ModelSpec:
+    spec = getattr(recipe, section)
     attention = "sdpa" if spec.attn_implementation and "flash" in spec.attn_implementation else spec.attn_implementation
     spec = change(spec, dtype="float32", attn_implementation=attention)
-    if not _is_hub(spec.path):
+    stand_in = _model_stand_in(recipe, section)
+    if stand_in is None:
         return spec
-    known = _tiny_tokens()
+    known = _tiny_tokens() if stand_in == TINY else ()
     tokens = {name: getattr(spec, name) for name in ("eos_token", "pad_token")}
     kept = {name: token if token in known else None for name, token in tokens.items()}
     start = "config" if section in _UNLIKE_THE_POLICY else spec.from_
-    return change(spec, path=TINY, from_=start, revision=None, adapter=None, trust_remote_code=False, **kept)
+    return change(spec, path=stand_in, from_=start, revision=None, adapter=None, trust_remote_code=False, **kept)
+
+
+def _model_stand_in(recipe: Recipe, section: str) -> str | None:
+    """What takes the place of a section's model; None when it stays. One that must have the policy's vocabulary, and
+    has not the policy's fate, becomes the same as the policy."""
+    own, policy = _is_hub(getattr(recipe, section).path), _is_hub(recipe.model.path)
+    if section in METHODS[recipe.method].same_vocabulary and own != policy:
+        return TINY if policy else find_base(recipe.model.path)[0]
+    return TINY if own else None
 
 
 def _tiny_tokens() -> frozenset[str]:

@@ -105,4 +105,5 @@ def _unknown_vocabularies(recipe: Recipe) -> Iterator[str]:
         both = () if spec is None or spec.path == recipe.model.path else (recipe.model, spec)
         missing = [each.path for each in both if tokenizer_folder(each) is None]
         if missing:
-            yield f"{section}: {', '.join(missing)} is not on this machine, so its tokens are compared at the start"
+            verb = "are" if len(missing) > 1 else "is"
+            yield f"{section}: {' and '.join(missing)} {verb} not on this machine; the tokens are compared at the start"

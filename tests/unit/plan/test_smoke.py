@@ -235,3 +235,22 @@ def test_every_difference_is_named_once_and_nothing_else(recipe_of: Recipes) -> 
     assert len(set(notes)) == len(notes)
     assert not any("max_steps" in note or "max_length" in note or note.startswith("launch") for note in notes)
     assert shrink(small)[1] == ()
+
+
+SAME_VOCABULARY = [(row.name, section) for row in METHODS.values() for section in row.same_vocabulary]
+
+
+@pytest.mark.parametrize(("method", "section"), SAME_VOCABULARY)
+@pytest.mark.parametrize(
+    ("policy", "other", "stand_in"),
+    [
+        ("org/model", "/models/mine", "builtin:tiny"),
+        ("/models/mine", "org/model", "/models/mine"),
+        ("/models/mine", "/models/other", None),
+    ],
+)
+def test_what_shares_the_policys_vocabulary_shares_its_stand_in(
+    recipe_of: Recipes, method: str, section: str, policy: str, other: str, stand_in: str | None
+) -> None:
+    small, _ = shrink(recipe_of(method, model={"path": policy}, **{section: {"path": other}}))
+    assert (small.model.path, getattr(small, section).path) == (stand_in or policy, stand_in or other)

@@ -229,6 +229,13 @@ def test_a_reference_that_is_computed_once_does_not_move(plan_of: Plans) -> None
 HALF = {"path": "builtin:tiny", "dtype": "bfloat16"}
 
 
+def test_every_model_says_what_its_weights_are_held_in(plan_of: Plans) -> None:
+    tiny = {"path": "builtin:tiny"}
+    for method, sections in [("ppo", ("reward_model", "value_model", "ref_model")), ("gkd", ("teacher",))]:
+        recipe = plan_of(method, ONE, **dict.fromkeys(sections, tiny)).plan.recipe
+        assert [getattr(recipe, name).dtype for name in ("model", *sections)] == ["float32"] * (len(sections) + 1)
+
+
 def test_small_steps_on_half_precision_weights_are_noted(plan_of: Plans) -> None:
     small = {"learning_rate": 1e-6}
     assert len(notes(plan_of("sft", ONE, model=HALF, training=small), "smaller than the rounding")) == 1
