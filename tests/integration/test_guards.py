@@ -209,7 +209,8 @@ def test_a_warning_through_the_command_line(lab: Path, root: Path, ptcli_process
     run = lab / "run"
     result = ptcli_process(
         "train", root / "recipes/grpo.yaml", "--smoke", f"output_dir={run}", "rollouts={backend: transformers}",
-        f"rewards.0.use={lab}/rewards.py:constant", "guards.reward_variance={action: warn, patience: 3}",
+        "launch={device: cpu}", f"rewards.0.use={lab}/rewards.py:constant",
+        "guards.reward_variance={action: warn, patience: 3}",
     )  # fmt: skip
     assert result.code == 0, result.err
     status = json.loads((run / "status.json").read_text())
