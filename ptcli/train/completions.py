@@ -25,6 +25,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ptcli.errors import WorkError
 from ptcli.train.progress import plain, step_of
+from ptcli.train.reward_logs import align_logs
 
 MOST_COMPLETIONS = 64
 """Completions of one step that are written, the first of them: whole groups, unless these are larger."""
@@ -120,6 +121,7 @@ _ALWAYS = frozenset({"prompt", "completion", "rewards", "reward"})
 
 def _watch_groups(trainer: Any, recorder: Recorder) -> None:
     """GRPO and its heirs, RLOO: `_logs` has the latest batch of all ranks, in the order of the groups."""
+    align_logs(trainer)
     generate = trainer._generate_and_score_completions
 
     @functools.wraps(generate)
