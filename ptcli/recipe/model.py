@@ -96,13 +96,13 @@ class RewardSpec(Section):
     """A reward: a function, or a reward model."""
 
     use: str
-    """`package.module:function`, `file.py:function`, or the path of a reward model."""
+    """`package.module:function`, `file.py:function`, a reward that TRL ships by its name, or a reward model's path."""
     weight: float = 1.0
     """Factor of this reward in the sum."""
     args: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments that are bound to the function before training."""
+    """Keyword arguments that are bound to the function; those of a class or function that makes one, for making it."""
     timeout: Annotated[float, Field(gt=0)] | None = None
-    """Seconds a call may take."""
+    """Seconds a call may take. It then runs in a process of its own; a longer call is killed and gives no rewards."""
 
 
 class RolloutsSpec(Section):

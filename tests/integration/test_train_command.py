@@ -33,7 +33,9 @@ def test_demo_recipe(root: Path, tmp_path: Path, ptcli_process: Callable) -> Non
 
 def test_crash_of_the_trainer(root: Path, tmp_path: Path, ptcli_process: Callable) -> None:
     """A reward that raises ends the run with exit code 1, the cause in status.json and the error on the terminal."""
-    (tmp_path / "bad.py").write_text("def score(completions, **kwargs):\n    raise RuntimeError('no such answer')\n")
+    code = "def score(completions, trainer_state, **kwargs):\n    if trainer_state.global_step:\n"
+    code += "        raise RuntimeError('no such answer')\n    return [1.0] * len(completions)\n"
+    (tmp_path / "bad.py").write_text(code)
     run = tmp_path / "run"
     result = ptcli_process(
         "train", root / "recipes/grpo.yaml", "--smoke", f"output_dir={run}", f"rewards.0.use={tmp_path}/bad.py:score",
