@@ -152,6 +152,9 @@ def _with_vllm(recipe: Recipe, strategy: Strategy) -> Iterator[Problem]:
     if kind in UNMERGEABLE:
         message = f"`peft.type: {kind}` cannot be merged into the weights that vLLM gets"
         yield Problem(message, "use lora, or rollouts.backend: transformers", ("peft", "type"))
+    if (recipe.peft or {}).get("layer_replication"):
+        message = "`peft.layer_replication` makes a model with more layers than vLLM's has"
+        yield Problem(message, "use rollouts.backend: transformers", ("peft", "layer_replication"))
     four = (recipe.model.quantization or {}).get("load_in_4bit") is True
     if four and strategy.kind == "FSDP":
         message = "an adapter on 4-bit weights that FSDP has split cannot be merged for vLLM"

@@ -39,7 +39,6 @@ _NEEDS_DATA = ("eva", "corda", "lora_ga")
 _REFUSED: Mapping[str, str] = {
     "megatron_config": "is for models of Megatron, which ptcli does not train",
     "arrow_config": "routes between adapters that are trained already",
-    "layer_replication": "makes a model with more layers than its files have",
 }
 _PLAIN = frozenset({
     "type", "task_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "init_lora_weights", "bias",

@@ -28,6 +28,7 @@ from ptcli.train.models import (
 )
 from ptcli.train.objects import import_class
 from ptcli.train.peft_sync import send_plain_names
+from ptcli.train.plain_lora import remember_start
 from ptcli.train.processors import load_processor
 from ptcli.train.prompts import check_padding, tokenize_prompts
 from ptcli.train.reference import complete_reference, own_reference
@@ -73,6 +74,7 @@ def build_trainer(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> 
     complete_reference(trainer)
     keep_precision(trainer)
     send_plain_names(trainer)
+    remember_start(trainer)
     return trainer
 
 

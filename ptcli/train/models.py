@@ -112,7 +112,7 @@ def quantization_config(spec: ModelSpec) -> BitsAndBytesConfig | None:
 def peft_config(section: Mapping[str, Any] | None, head: Head) -> Any:
     """The PEFT config that the recipe's `peft` section stands for; None without one. Raises WorkError as PEFT refuses.
 
-    PEFT makes its own dataclasses of the mappings in it (`eva_config` and the like).
+    PEFT makes its own dataclasses of the mappings in it (`velora_config` and the like), of all but one.
     """
     if section is None:
         return None
@@ -126,6 +126,8 @@ def peft_config(section: Mapping[str, Any] | None, head: Head) -> Any:
     ):
         arguments = {"exclude_modules": list(_NEW_HEADS)} | arguments
     try:
+        if isinstance(arguments.get("runtime_config"), Mapping):
+            arguments["runtime_config"] = peft.LoraRuntimeConfig(**arguments["runtime_config"])
         return config_class(**arguments)
     except (TypeError, ValueError, ImportError) as error:
         raise WorkError(f"peft: {error}") from error

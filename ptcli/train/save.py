@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ptcli.errors import WorkError
+from ptcli.train.plain_lora import save_plain
 
 
 def save_final(trainer: Any, output_dir: str) -> None:
@@ -19,6 +20,8 @@ def save_final(trainer: Any, output_dir: str) -> None:
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     _give_back_the_end(trainer)
     trainer.save_model(output_dir)
+    if trainer.accelerator.is_main_process:
+        save_plain(trainer, output_dir)
     if trainer.accelerator.is_main_process and not has_weights(Path(output_dir)):
         raise WorkError(
             f"{output_dir} has no weights after saving; with ZeRO-3 the accelerate config needs "

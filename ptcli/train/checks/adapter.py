@@ -60,10 +60,9 @@ def _put_on(model: Any, recipe: Recipe) -> int:
     from ptcli.methods import METHODS
     from ptcli.train.models import peft_config
 
-    section = {
-        key: value for key, value in (recipe.peft or {}).items() if key not in ("init_lora_weights", "loftq_config")
-    }
-    config = peft_config(section, METHODS[recipe.method].head)
+    config = peft_config(recipe.peft, METHODS[recipe.method].head)
+    if hasattr(config, "init_lora_weights"):
+        config.init_lora_weights = True
     adapted = peft.get_peft_model(model, config, low_cpu_mem_usage=True)
     return sum(each.numel() for each in adapted.parameters() if each.requires_grad)
 
