@@ -40,7 +40,8 @@ def check_references(recipe: Recipe) -> list[Problem]:
     for index, callback in enumerate(recipe.callbacks):
         problems += check_callback(callback, ("callbacks", index, "use"))
     problems += [*check_tokenizers(recipe), *check_padding(recipe), *check_scorers(recipe)]
-    return [*problems, *check_random_weights(recipe), *check_adapters(recipe), *check_peft(recipe), *check_targets(recipe)]
+    problems += [*check_random_weights(recipe), *check_adapters(recipe), *check_peft(recipe)]
+    return [*problems, *check_targets(recipe)]
 
 
 def _data_entries(recipe: Recipe) -> Iterator[tuple[KeyPath, DataEntry]]:
