@@ -20,6 +20,7 @@ from ptcli.plan.rows import given_rows
 from ptcli.recipe.catalogue import fields
 from ptcli.recipe.local_models import find_base
 from ptcli.recipe.model import DataEntry, DataSpec, LaunchSpec, ModelSpec, Recipe, RewardSpec, RolloutsSpec
+from ptcli.recipe.tokenizers import read_vocabulary, tokenizer_folder
 
 TINY = "builtin:tiny"
 _TRAIN_ROWS, _EVAL_ROWS = 64, 16
@@ -94,11 +95,18 @@ def _model(recipe: Recipe, section: str) -> ModelSpec:
 
 def _model_stand_in(recipe: Recipe, section: str) -> str | None:
     """What takes the place of a section's model; None when it stays. One that must have the policy's vocabulary, and
-    has not the policy's fate, becomes the same as the policy."""
-    own, policy = _is_hub(getattr(recipe, section).path), _is_hub(recipe.model.path)
-    if section in METHODS[recipe.method].same_vocabulary and own != policy:
+    has not the policy's fate, becomes the same as the policy, unless it reads the stand-in's tokens: what an earlier
+    smoke run trained."""
+    spec = getattr(recipe, section)
+    own, policy = _is_hub(spec.path), _is_hub(recipe.model.path)
+    if section in METHODS[recipe.method].same_vocabulary and own != policy and not (policy and _reads_tiny(spec)):
         return TINY if policy else find_base(recipe.model.path)[0]
     return TINY if own else None
+
+
+def _reads_tiny(spec: ModelSpec) -> bool:
+    folder = tokenizer_folder(spec)
+    return folder is not None and read_vocabulary(folder) == read_vocabulary(MODEL)
 
 
 def _tiny_tokens() -> frozenset[str]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from ptcli.builtin import MODEL
 from ptcli.methods import METHODS
 from ptcli.plan.build import build_plan
 from ptcli.plan.machine import assume_machine
@@ -254,3 +256,11 @@ def test_what_shares_the_policys_vocabulary_shares_its_stand_in(
 ) -> None:
     small, _ = shrink(recipe_of(method, model={"path": policy}, **{section: {"path": other}}))
     assert (small.model.path, getattr(small, section).path) == (stand_in or policy, stand_in or other)
+
+
+def test_what_an_earlier_smoke_run_trained_stays(recipe_of: Recipes, tmp_path: Path) -> None:
+    """A reward model that was trained in smoke reads the tiny model's tokens, and is what the recipe is about."""
+    run = tmp_path / "reward-smoke"
+    shutil.copytree(MODEL, run)
+    small, _ = shrink(recipe_of("ppo", model={"path": "org/model"}, reward_model={"path": str(run)}))
+    assert (small.model.path, small.reward_model and small.reward_model.path) == ("builtin:tiny", str(run))
