@@ -21,7 +21,7 @@ from ptcli.doctor.math.rollouts import (
     weighted_rewards,
 )
 
-BETA, LOW, HIGH, TEMPERATURE = 0.2, 0.2, 0.3, 0.9
+BETA, LOW, HIGH, TEMPERATURE = 0.2, 0.05, 0.1, 0.9
 _SHAO = "Shao et al. 2024, arXiv:2402.03300"
 _YU = "Yu et al. 2025, arXiv:2503.14476, section 3.3"
 _DEEPSEEK = "DeepSeek-AI 2025, arXiv:2512.02556"
@@ -124,11 +124,19 @@ def not_scaled() -> float:
     return _furthest(_library_advantages(scale_rewards="none"), _advantages("none"))
 
 
-Costs = Callable[[Rollout], list[float]]
-"""From a completion to the loss of each of its tokens."""
+Ratios = Callable[[Rollout], list[float]]
+"""From a completion to the ratio pi/pi_old that each of its tokens is weighted with."""
 
 
-def _token_losses(rollout: Rollout, ratios: list[float], *, corrected: bool = True) -> list[float]:
+def _of_tokens(rollout: Rollout) -> list[float]:
+    return [math.exp(each) for each in rollout.log_ratios]
+
+
+def _of_sequences(rollout: Rollout) -> list[float]:
+    return [math.exp(mean(rollout.log_ratios))] * len(rollout.now)
+
+
+def _token_losses(rollout: Rollout, ratios: list[float], *, corrected: bool) -> list[float]:
     """-min(ratio A, clip(ratio, 1 - low, 1 + high) A) + beta w (e^d - d - 1), d = log pi_ref - log pi.
 
     w is 1 in GRPO's paper and the ratio in DeepSeek-V3.2's, where the library has it by default (`corrected`).
@@ -140,19 +148,6 @@ def _token_losses(rollout: Rollout, ratios: list[float], *, corrected: bool = Tr
         behind = reference - now
         losses.append(-gain + BETA * (ratio if corrected else 1.0) * (math.exp(behind) - behind - 1))
     return losses
-
-
-def _by_token(rollout: Rollout) -> list[float]:
-    return _token_losses(rollout, [math.exp(each) for each in rollout.log_ratios])
-
-
-def _as_in_the_paper(rollout: Rollout) -> list[float]:
-    return _token_losses(rollout, [math.exp(each) for each in rollout.log_ratios], corrected=False)
-
-
-def _by_sequence(rollout: Rollout) -> list[float]:
-    ratio = math.exp(mean(rollout.log_ratios))
-    return _token_losses(rollout, [ratio] * len(rollout.now))
 
 
 def _over_tokens(losses: list[list[float]], longest: int) -> float:
@@ -175,17 +170,21 @@ _AVERAGES: Mapping[str, Callable[[list[list[float]], int], float]] = {
 }
 
 
-def _loss_apart(loss_type: str, cost: Costs = _by_token, **arguments: Any) -> float:
+def _loss_apart(loss_type: str, ratios: Ratios = _of_tokens, *, corrected: bool = True, **arguments: Any) -> float:
     ours = {"beta": BETA, "epsilon": LOW, "epsilon_high": HIGH, "temperature": TEMPERATURE, "num_iterations": 2}
-    config = {"loss_type": loss_type} | ours | arguments
-    step = off_policy_step(lambda: make_online_trainer("grpo", **config), _is_clipped, temperature=TEMPERATURE)
-    losses = [cost(rollout) for rollout in step.rollouts]
+    config = {"loss_type": loss_type, "use_bias_correction_kl": corrected} | ours | arguments
+
+    def is_telling(rollouts: list[Rollout]) -> bool:
+        return _is_clipped(rollouts, ratios)
+
+    step = off_policy_step(lambda: make_online_trainer("grpo", **config), is_telling, temperature=TEMPERATURE)
+    losses = [_token_losses(rollout, ratios(rollout), corrected=corrected) for rollout in step.rollouts]
     return apart(step.found, _AVERAGES[loss_type](losses, step.trainer.max_completion_length))
 
 
-def _is_clipped(rollouts: list[Rollout]) -> bool:
+def _is_clipped(rollouts: list[Rollout], ratios: Ratios) -> bool:
     """True when both clips bind somewhere and completions differ in length: agreement would show little otherwise."""
-    moved = [(rollout.advantage, math.exp(each)) for rollout in rollouts for each in rollout.log_ratios]
+    moved = [(rollout.advantage, ratio) for rollout in rollouts for ratio in ratios(rollout)]
     low = any(advantage < 0 and ratio < 1 - LOW for advantage, ratio in moved)
     high = any(advantage > 0 and ratio > 1 + HIGH for advantage, ratio in moved)
     return low and high and len({len(rollout.now) for rollout in rollouts}) > 1
@@ -210,7 +209,7 @@ def default_loss() -> float:
     methods=("grpo",),
 )
 def paper_loss() -> float:
-    return _loss_apart("grpo", _as_in_the_paper, use_bias_correction_kl=False)
+    return _loss_apart("grpo", corrected=False)
 
 
 @identity(
@@ -240,7 +239,7 @@ def constant_loss() -> float:
     methods=("grpo",),
 )
 def sequence_loss() -> float:
-    return _loss_apart("grpo", _by_sequence, importance_sampling_level="sequence")
+    return _loss_apart("grpo", _of_sequences, importance_sampling_level="sequence")
 
 
 @identity(

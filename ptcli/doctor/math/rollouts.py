@@ -17,6 +17,8 @@ from ptcli.doctor.math.trainers import first_rows, make_trainer, move
 GROUP = 4
 """Completions of a prompt."""
 WEIGHTS = (1.0, 0.5)
+_POLICIES = 20
+"""How many random policies are tried before it is said that none of them shows anything."""
 Scores = tuple[float | None, ...]
 
 ANSWERS: Scores = (1.0, 0.0, 0.0, 0.5, 0.5, 0.5, 0.5, 0.5, 1.0, None, -3.0, None)
@@ -128,7 +130,7 @@ def off_policy_step(
     Which tokens are sampled, and so which ratios are clipped, may differ between machines: the first step is taken that
     `is_telling` of what the identity is about. Raises Unexercised when none is.
     """
-    for seed in range(1, 20, 2):
+    for seed in range(1, 2 * _POLICIES, 2):
         step = _off_policy_step(make(), seed, temperature)
         if is_telling(step.rollouts):
             return step
