@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite("tests.smoke_runs")
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -96,7 +96,8 @@ def assert_usable(run: Path, head: Head) -> None:
     prompt = [{"role": "user", "content": "1+2="}]
     inputs = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     if head == "causal_lm":
-        assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+        ends = model.generation_config.eos_token_id
+        assert tokenizer.eos_token_id in (ends if isinstance(ends, list) else [ends])
         assert model.generate(**inputs, max_new_tokens=4).shape[1] > inputs["input_ids"].shape[1]
         return
     with torch.no_grad():
