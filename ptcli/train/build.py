@@ -32,7 +32,7 @@ from ptcli.train.plain_lora import remember_start
 from ptcli.train.processors import load_processor
 from ptcli.train.prompts import check_padding, tokenize_prompts
 from ptcli.train.reference import complete_reference, own_reference
-from ptcli.train.reward_loading import load_rewards
+from ptcli.train.reward_loading import load_rewards, name_models
 from ptcli.train.rewards import Reward
 from ptcli.train.start import with_start
 from ptcli.train.vocabularies import check_vocabularies
@@ -72,6 +72,7 @@ def build_trainer(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> 
     }
     trainer = trainer_class(**{name: value for name, value in given.items() if name in parameters})
     complete_reference(trainer)
+    name_models(trainer, recipe.rewards)
     keep_precision(trainer)
     send_plain_names(trainer)
     remember_start(trainer)

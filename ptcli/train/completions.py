@@ -82,7 +82,6 @@ def record(trainer: Any, output_dir: Path) -> Recorder | None:
     if watch is None or not getattr(trainer, "reward_funcs", None):
         return None
     recorder = Recorder(output_dir / FILE if trainer.accelerator.is_main_process else None)
-    trainer.reward_func_names = _unique(trainer.reward_func_names)
     watch(trainer, recorder)
     trainer.add_callback(recorder)
     return recorder
@@ -260,14 +259,3 @@ def _text(chat: Any) -> str:
     if len(chat) == 1 and chat[0].get("role") == "assistant":
         return str(chat[0].get("content"))
     return "\n".join(f"{message.get('role')}: {message.get('content')}" for message in chat)
-
-
-def _unique(names: Sequence[str]) -> list[str]:
-    """Two reward models of one folder name would share a column of TRL's figures."""
-    found: list[str] = []
-    for name in names:
-        number, free = 2, name
-        while free in found:
-            free, number = f"{name}_{number}", number + 1
-        found.append(free)
-    return found

@@ -30,6 +30,20 @@ def load_rewards(specs: Sequence[RewardSpec], *, awaits: bool = True) -> list[Re
     return [_load(spec, taken, awaits) if is_object_reference(spec.use) else spec.use for spec in specs]
 
 
+def name_models(trainer: Any, specs: Sequence[RewardSpec]) -> None:
+    """Call reward models what the recipe calls them, without the folders above, and no two alike.
+
+    TRL takes the folder of the weights: `checkpoint-500` for every `RUN@500`, and the base of an adapter.
+    """
+    if not specs:
+        return
+    names: list[str] = trainer.reward_func_names
+    taken = {name for name, spec in zip(names, specs, strict=True) if is_object_reference(spec.use)}
+    for index, spec in enumerate(specs):
+        if not is_object_reference(spec.use):
+            names[index] = _free_name(os.path.basename(spec.use.removeprefix("builtin:")), taken)
+
+
 def _load(spec: RewardSpec, taken: set[str], awaits: bool) -> Reward:
     if spec.timeout is not None:
         timed = TimedReward(spec)

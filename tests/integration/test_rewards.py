@@ -386,14 +386,15 @@ def test_online_dpo_takes_async_rewards_timeouts_and_models(tmp_path: Path, hang
         {"use": f"{hanging_py}:judge", "weight": 2.0},
         {"use": f"{hanging_py}:judge", "timeout": 20.0},
         {"use": f"{hanging_py}:sometimes", "timeout": 1.0, "weight": 0.5},
-        {"use": str(save_reward_model(tmp_path / "scorer"))},
+        {"use": str(save_reward_model(tmp_path / "judge"))},
+        {"use": "builtin:tiny"},
     ]
     train(online_dpo(rewards, tmp_path / "run"))
     metrics, table = (read_lines(tmp_path / "run", f"{name}.jsonl") for name in ("metrics", "completions"))
     assert [line["rewards/sometimes/timeouts"] for line in metrics[:3]] == [0.0, 1.0, 0.0]
     assert [row["step"] for row in table] == [1] * 8 + [2] * 8 + [3] * 8  # two completions for each of four prompts
     assert [row["rewards"]["sometimes"] is None for row in table] == [row["step"] == 2 for row in table]
-    assert_sums(table, {"judge": 2.0, "judge_2": 1.0, "sometimes": 0.5, "scorer": 1.0})
+    assert_sums(table, {"judge": 2.0, "judge_2": 1.0, "sometimes": 0.5, "judge_3": 1.0, "tiny": 1.0})
     assert all(row["rewards"]["judge"] == row["rewards"]["judge_2"] for row in table)
     assert "advantage" not in table[0]
 
