@@ -32,6 +32,8 @@ _replaced: dict[tuple[type, str], Callable[..., None]] = {}
 def install(recipe: Recipe) -> None:
     """Teach TRL for this run, before the trainer is built."""
     arguments = engine_arguments(recipe)
+    if recipe.model.quantization:
+        arguments["quantization"] = None  # TRL asks for bitsandbytes, whose scales no sync brings; see `quantized`
 
     @wraps(_init)
     def init(self: LLM, *args: Any, **given: Any) -> None:

@@ -71,6 +71,18 @@ def _build(recipe: Recipe, heartbeat: Heartbeat | None) -> Any:
     from ptcli.train.completions import record
     from ptcli.train.guards.callback import attach
 
+    _teach_vllm(recipe)
+    callbacks = load_callbacks(recipe.callbacks)
+    metrics = Metrics(Path(recipe.output_dir)) if heartbeat else None
+    if heartbeat and metrics:
+        callbacks.insert(0, ProgressCallback(heartbeat, metrics))
+    trainer = build_trainer(recipe, callbacks)
+    attach(trainer, recipe, heartbeat, metrics, record(trainer, Path(recipe.output_dir)))
+    return trainer
+
+
+def _teach_vllm(recipe: Recipe) -> None:
+    """Give TRL's ways to vLLM what they lack, before a trainer is built on them."""
     if _uses_server(recipe):
         from ptcli.rollouts.client import install
 
@@ -79,13 +91,10 @@ def _build(recipe: Recipe, heartbeat: Heartbeat | None) -> Any:
         from ptcli.rollouts import colocate
 
         colocate.install(recipe)
-    callbacks = load_callbacks(recipe.callbacks)
-    metrics = Metrics(Path(recipe.output_dir)) if heartbeat else None
-    if heartbeat and metrics:
-        callbacks.insert(0, ProgressCallback(heartbeat, metrics))
-    trainer = build_trainer(recipe, callbacks)
-    attach(trainer, recipe, heartbeat, metrics, record(trainer, Path(recipe.output_dir)))
-    return trainer
+    if recipe.rollouts.backend == "vllm" and recipe.model.quantization:
+        from ptcli.rollouts import quantized
+
+        quantized.install(recipe)
 
 
 def _run(trainer: Any, resume_from: str | None) -> None:

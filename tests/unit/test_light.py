@@ -21,7 +21,7 @@ HEAVY = {
 }
 HEAVY_MODULES = {
     "ptcli.__main__", "ptcli.rollouts.gloo", "ptcli.rollouts.gloo_engine", "ptcli.rollouts.client",
-    "ptcli.rollouts.colocate",
+    "ptcli.rollouts.colocate", "ptcli.rollouts.quantized",
     "ptcli.recipe.generate_catalogue", "ptcli.builtin.build", "ptcli.builtin.train_model",
     "ptcli.builtin.make_tokenizer",
 }  # fmt: skip
