@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ptcli.errors import KeyPath, Problem, PtcliError
 from ptcli.recipe.model import Recipe
+from ptcli.recipe.suggest import nearest
 from ptcli.train.checks import Finding
 
 _BLAMED = ("target_modules", "target_parameters", "modules_to_save", "trainable_token_indices", "layers_to_transform",
@@ -22,7 +24,8 @@ def check_adapter(recipe: Recipe) -> Iterator[Finding]:
         model = _empty_model(recipe)
         if model is None:
             return
-        trained = _put_on(model, recipe)
+        unmatched = list(_unmatched(model, recipe.peft))
+        trained = 1 if unmatched else _put_on(model, recipe)
     except PtcliError as error:
         yield Finding(Problem(str(error).removeprefix("peft: "), "", ("peft",)))
         return
@@ -30,6 +33,7 @@ def check_adapter(recipe: Recipe) -> Iterator[Finding]:
         message = " ".join(str(error).split())[:400]
         yield Finding(Problem(f"PEFT refuses the adapter: {message}", "", _blame(message, recipe.peft)))
         return
+    yield from unmatched
     if trained == 0:
         yield Finding(Problem("the adapter has nothing to train on this model", "look at its targets", ("peft",)))
 
@@ -53,6 +57,28 @@ def _empty_model(recipe: Recipe) -> Any:
         return None
 
 
+def _unmatched(model: Any, section: Mapping[str, Any]) -> Iterator[Finding]:
+    """Names that match nothing in the model: PEFT is content when another one does."""
+    modules = [name for name, _ in model.named_modules()]
+    parameters = [name for name, _ in model.named_parameters()]
+    for field, known in (("target_modules", modules), ("modules_to_save", modules), ("target_parameters", parameters)):
+        given = section.get(field)
+        for index, name in enumerate(given if isinstance(given, list) else []):
+            if not any(each == name or each.endswith(f".{name}") for each in known):
+                yield _nothing_called(str(name), known, ("peft", field, index))
+    for field in ("rank_pattern", "alpha_pattern"):
+        for pattern in section.get(field) or {}:
+            if not any(re.fullmatch(rf"(.*\.)?({pattern})", each) for each in modules + parameters):
+                yield _nothing_called(str(pattern), modules, ("peft", field, pattern))
+
+
+def _nothing_called(name: str, known: Sequence[str], key: KeyPath) -> Finding:
+    last = sorted({each.rpartition(".")[2] for each in known if each and not each.endswith(("weight", "bias"))})
+    near = nearest(name, [*known, *last])
+    fix = f"did you mean `{near}`?" if near else f"names look like {known[-1]}"
+    return Finding(Problem(f"the model has nothing called `{name}`", fix, key))
+
+
 def _put_on(model: Any, recipe: Recipe) -> int:
     """Number of values that the adapter trains. Starts that need weights (PiSSA and others) are left out."""
     import peft
@@ -68,6 +94,7 @@ def _put_on(model: Any, recipe: Recipe) -> int:
 
 
 def _blame(message: str, section: dict[str, Any]) -> KeyPath:
-    """The key that a message of PEFT's is about: the first that it names, else the first value of the section in it."""
-    key = next((name for name in _BLAMED if name in section and name in message), None)
+    """The key that a message of PEFT's is about: the first of the section that it names."""
+    said = message.lower().replace(" ", "_")
+    key = next((name for name in _BLAMED if name in section and name in said), None)
     return ("peft", key) if key else ("peft",)
