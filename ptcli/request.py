@@ -69,7 +69,8 @@ def accept(request: Request) -> Accepted:
     if problems or plan is None:
         raise RequestError(_once(problems))
     if request.smoke:
-        limit = recipe.guards.no_progress_seconds or SMOKE_NO_PROGRESS_SECONDS
+        longest = max((reward.timeout or 0.0 for reward in recipe.rewards), default=0.0)
+        limit = recipe.guards.no_progress_seconds or max(SMOKE_NO_PROGRESS_SECONDS, 2 * longest)
         plan = replace(plan, smoke=True, no_progress_seconds=limit, notes=(*replacements, *plan.notes))
     return Accepted(plan, loaded.sources)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ptcli.errors import KeyPath, Problem
-from ptcli.recipe.code import USE, NotFound, find_object, has_module
-from ptcli.recipe.model import CallbackSpec, RewardSpec
+from ptcli.recipe.code import USE, NotFound, find_object, has_module, shipped_rewards
+from ptcli.recipe.model import NO_PROGRESS_SECONDS, CallbackSpec, Recipe, RewardSpec
 from ptcli.recipe.model_references import check_model_path
 from ptcli.recipe.suggest import nearest
 
@@ -29,11 +29,26 @@ def check_reward(reward: RewardSpec, key: KeyPath, passed: Sequence[str]) -> lis
     return []
 
 
+def check_timeouts(recipe: Recipe) -> Iterator[Problem]:
+    """A problem for each reward that may take longer than a run without progress is allowed to go on."""
+    limit = recipe.guards.no_progress_seconds or NO_PROGRESS_SECONDS
+    for index, reward in enumerate(recipe.rewards):
+        if reward.timeout is not None and reward.timeout >= limit:
+            message = (
+                f"`rewards.{index}.timeout` is {reward.timeout:g} s, and a run without a step for {limit:g} s is ended"
+            )
+            fix = f"write a shorter timeout, or `guards: {{no_progress_seconds: {3 * reward.timeout:g}}}`"
+            yield Problem(message, fix, ("rewards", index, "timeout"))
+
+
 def _check_reward_model(use: str, key: KeyPath) -> list[Problem]:
     """A reward without a colon: a model, unless it is a function with a dot in the place of its colon."""
     module, dot, name = use.rpartition(".")
     if dot and "/" not in use and use.isascii() and has_module(use.split(".")[0]):
         return [Problem(f"{use} is neither a function nor a model", f"write `{module}:{name}`", key)]
+    meant = nearest(use, shipped_rewards()) if use.isidentifier() else None
+    if meant:
+        return [Problem(f"TRL ships no reward {use}", f"did you mean `{meant}`?", key)]
     return check_model_path(use, key, tokenizer=True)
 
 

@@ -248,6 +248,10 @@ class StaleWeightsGuard(Guard):
     """Fires at this many bad logged steps in a row."""
 
 
+NO_PROGRESS_SECONDS = 600.0
+"""Seconds without a finished step that are always allowed, where a recipe says nothing."""
+
+
 class GuardsSpec(Section):
     """What ends a run that is lost, or warns of it. A guard is `off`, `warn` or `stop`, or a mapping of its fields."""
 

@@ -11,7 +11,7 @@ from ptcli.errors import KeyPath, Problem
 from ptcli.methods import METHODS
 from ptcli.recipe.adapter_folders import check_adapters
 from ptcli.recipe.adapters import check_peft
-from ptcli.recipe.code_references import check_callback, check_reward
+from ptcli.recipe.code_references import check_callback, check_reward, check_timeouts
 from ptcli.recipe.data_references import check_data
 from ptcli.recipe.local_models import read_model_config, resolve_model_path
 from ptcli.recipe.lora_targets import check_targets
@@ -40,7 +40,7 @@ def check_references(recipe: Recipe) -> list[Problem]:
     for index, callback in enumerate(recipe.callbacks):
         problems += check_callback(callback, ("callbacks", index, "use"))
     problems += [*check_tokenizers(recipe), *check_padding(recipe), *check_scorers(recipe)]
-    problems += [*check_random_weights(recipe), *check_adapters(recipe), *check_peft(recipe)]
+    problems += [*check_timeouts(recipe), *check_random_weights(recipe), *check_adapters(recipe), *check_peft(recipe)]
     return [*problems, *check_targets(recipe)]
 
 

@@ -25,11 +25,11 @@ import psutil
 from ptcli.errors import WorkError
 from ptcli.events import Event
 from ptcli.plan.model import Server
+from ptcli.recipe.model import NO_PROGRESS_SECONDS
 
 Phase = Literal["loading", "training", "saving", "finished"]
 
-SHORTEST_LIMIT = 600.0
-"""Seconds without a finished step that are always allowed."""
+SHORTEST_LIMIT = NO_PROGRESS_SECONDS
 STEPS_LIMIT = 5
 """The same in median steps."""
 LOADING_LIMIT = 1800.0

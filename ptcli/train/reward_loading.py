@@ -12,7 +12,7 @@ from ptcli.errors import WorkError
 from ptcli.recipe.model import RewardSpec
 from ptcli.train.objects import is_object_reference
 from ptcli.train.reward_calls import Answer, Scores
-from ptcli.train.reward_process import RewardProcess, TimedOut
+from ptcli.train.reward_process import LOADING_SECONDS, RewardProcess, TimedOut
 from ptcli.train.rewards import Reward, is_async, make_reward, name_of, renamed
 
 MOST_TIMEOUTS_IN_A_ROW = 3
@@ -92,7 +92,7 @@ class TimedReward:
         try:
             self._ready = self._process.wait_until_ready()
         except TimedOut:
-            raise WorkError(f"reward `{spec.use}` could not be imported in two minutes") from None
+            raise WorkError(f"reward `{spec.use}` could not be imported in {LOADING_SECONDS:g} s") from None
         self.name = self._ready.name
 
     def as_function(self, *, awaits: bool) -> Reward:

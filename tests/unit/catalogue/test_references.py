@@ -383,6 +383,16 @@ def test_functions_that_cannot_be_rewards(rewards: Path, name: str, words: str) 
     assert words in str(found)
 
 
+def test_a_timeout_beyond_what_a_run_may_wait(rewards: Path) -> None:
+    use = f"{rewards}:good"
+    none(**reward(use, timeout=599.0))
+    none(**reward(use, timeout=900.0), guards={"no_progress_seconds": 2000.0})
+    assert only(**reward(use, timeout=600.0)).key == ("rewards", 0, "timeout")
+    found = only(**reward(use, timeout=30.0), guards={"no_progress_seconds": 20.0})
+    assert found.message == "`rewards.0.timeout` is 30 s, and a run without a step for 20 s is ended"
+    assert found.fix == "write a shorter timeout, or `guards: {no_progress_seconds: 90}`"
+
+
 def test_arguments_that_a_function_does_not_take(rewards: Path) -> None:
     none(**reward(f"{rewards}:good", args={"target": 64}))
     assert only(**reward(f"{rewards}:no_target", args={"target": 64})).key == ("rewards", 0, "args", "target")

@@ -270,6 +270,23 @@ METHOD = [
             error("6:1", "`rollouts` is not a section of sft", "not an online method"),
         ],
     ),
+    Broken(
+        "more weights than rewards",
+        GRPO + "training: {reward_weights: [1.0, 0.5]}\n",
+        [error("5:12", "`training.reward_weights` is what `rewards` says", "give each entry of `rewards` its own")],
+    ),
+    Broken(
+        "rewards that are none",
+        GRPO[: GRPO.index("rewards")]
+        + "rewards:\n  - use: acuracy_reward\n  - use: trl.rewards:get_soft_overlong_punishment\n"
+        "    args: {max_len: 3}\n  - {use: accuracy_reward, timeout: 0}\n",
+        [
+            error("5:5", "TRL ships no reward acuracy_reward", "did you mean `accuracy_reward`?"),
+            error("6:5", "needs the argument `max_completion_len`"),
+            error("7:12", "takes no argument `max_len`", "it takes max_completion_len"),
+            error("8:28", "`rewards.2.timeout` must be more than 0"),
+        ],
+    ),
     Broken("missing rewards", GRPO.replace("rewards", "# "), [error("1:1", "grpo needs the section `rewards`")]),
     Broken("empty rewards", GRPO[: GRPO.index("rewards")] + "rewards: []\n", [error("4:1", "grpo needs", "`rewards`")]),
     Broken(
