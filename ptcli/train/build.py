@@ -36,6 +36,7 @@ from ptcli.train.reward_loading import load_rewards, name_models
 from ptcli.train.rewards import Reward
 from ptcli.train.start import with_start
 from ptcli.train.vocabularies import check_vocabularies
+from ptcli.train.wrapped import show_policy
 
 SECTION_OF = {"reward_funcs": "rewards", "teacher_model": "teacher"}
 """Trainer argument -> recipe section, where the names differ and METHODS does not say otherwise."""
@@ -76,6 +77,7 @@ def build_trainer(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> 
     keep_precision(trainer)
     send_plain_names(trainer)
     remember_start(trainer)
+    show_policy(trainer)
     return trainer
 
 
