@@ -12,15 +12,17 @@ import pytest
 import torch
 
 from ptcli.builtin import MODEL
+from ptcli.errors import WorkError
 from ptcli.methods import METHODS
 from ptcli.plan.training_rules import FLASH
 from ptcli.recipe.catalogue import fields
-from ptcli.recipe.model import Recipe
+from ptcli.recipe.model import ModelSpec, Recipe
 from ptcli.recipe.rendering import find_fault
 from ptcli.recipe.templates import read_named_template, shipped_templates
 from ptcli.recipe.tokenizers import read_vocabulary
 from ptcli.train import worker
 from ptcli.train.fresh import load_fresh
+from ptcli.train.processors import load_processor
 
 FRESH = {"path": "builtin:tiny", "from": "config"}
 REWARD = "def length(completions, **columns):\n    return [float(len(each[0]['content'])) for each in completions]\n"
@@ -143,6 +145,21 @@ def test_a_template_file_and_tokens_are_trained_with_and_saved(tmp_path: Path) -
     saved = json.loads((tmp_path / "run" / "tokenizer_config.json").read_text())
     assert (saved["eos_token"], saved["pad_token"]) == ("<|im_start|>", "<|im_end|>")
     assert (tmp_path / "run" / "chat_template.jinja").read_text() == template.read_text()
+
+
+def test_what_only_the_worker_can_read_is_an_error_and_no_traceback(tmp_path: Path) -> None:
+    """As with a hub model, whose files are not here when the recipe is read."""
+    folder = tmp_path / "model"
+    shutil.copytree(MODEL, folder)
+    for changes, words in [
+        ({"eos_token": "<none>"}, "model.eos_token: `<none>` is not in the tokenizer's vocabulary"),
+        ({"chat_template": "none_such"}, "there is no file or TRL template `none_such`"),
+    ]:
+        with pytest.raises(WorkError, match=words):
+            load_processor(ModelSpec(path=str(folder), **changes), generates=True)
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}\n{{ m }")
+    with pytest.raises(WorkError, match="line 2, does not parse: unexpected '}'"):
+        load_processor(ModelSpec(path=str(folder)), generates=True)
 
 
 def test_the_vocabulary_that_is_read_is_the_tokenizers() -> None:

@@ -132,6 +132,13 @@ def test_broken_models(change: Any, words: str, model: Path) -> None:
     assert found.key == ("model", "path")
 
 
+def test_random_weights_need_none(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+    assert check_references(recipe(model={"path": str(model), "from": "config"})) == []
+    (model / "config.json").unlink()
+    assert "no config.json" in only(model={"path": str(model), "from": "config"}).message
+
+
 def test_only_the_trained_model_needs_a_tokenizer(model: Path) -> None:
     (model / "tokenizer.json").unlink()
     none(ref_model={"path": str(model)}, teacher={"path": str(model)})
