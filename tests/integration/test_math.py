@@ -148,6 +148,10 @@ def not_quite_zero(reset: Callable) -> Callable:
     return broken
 
 
+def not_updated(moments, rewards) -> None:
+    moments.mean = 0.0
+
+
 GENERATED = "trl.trainer.{}_trainer:{}Trainer"
 PER_TOKEN = "_get_per_token_logps_and_entropies"
 
@@ -190,6 +194,10 @@ BREAKS = {
     ),
     "sigmoid that is moved": Break(
         replace(torch.nn.functional, "sigmoid", lambda f: lambda x: f(x + 0.01)), "kto-loss kto-clamp kto-start"
+    ),
+    "rewards of BCO that are not shifted by their mean": Break(
+        lazily("trl.experimental.bco.bco_trainer:RunningMoments", "update", lambda f: not_updated),
+        "bco-loss",
     ),
     "a divergence of KTO that is not clamped": Break(
         replace(torch.Tensor, "clamp", lambda f: lambda self, *a, **k: self), "kto-clamp"

@@ -89,7 +89,8 @@ def mean(values: Iterable[float]) -> float:
 
 def apart(found: Any, expected: float) -> float:
     """Difference, relative to the expected value where that is larger than one. `found` is a number or a scalar."""
-    return abs(float(found) - expected) / max(1.0, abs(expected))
+    value = found.item() if isinstance(found, torch.Tensor) else float(found)
+    return abs(value - expected) / max(1.0, abs(expected))
 
 
 def gradients_apart(model: PreTrainedModel, other: PreTrainedModel, expected: torch.Tensor) -> float:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from ptcli.doctor.math import contrast, distil, dpo, grpo, kto, lora, rewards, rloo, scorers, sft
+from ptcli.doctor.math import bco, contrast, distil, dpo, grpo, kto, lora, rewards, rloo, scorers, sft
 from ptcli.doctor.math.identity import Identity
 
-_FAMILIES = (sft, dpo, kto, contrast, scorers, grpo, rloo, distil, lora, rewards)
+_FAMILIES = (sft, dpo, kto, bco, contrast, scorers, grpo, rloo, distil, lora, rewards)
 
 
 def _of(family: ModuleType) -> list[Identity]:
