@@ -16,7 +16,8 @@ from ptcli.plan.arguments import argument, argument_key, computes_in
 from ptcli.plan.first_row import first_row, is_conversational
 from ptcli.plan.resolve import MODELS
 from ptcli.recipe.catalogue import fields
-from ptcli.recipe.model import Recipe
+from ptcli.recipe.model import ModelSpec, Recipe
+from ptcli.recipe.scorers import is_reward_model
 from ptcli.recipe.templates import ChatTemplate, read_named_template, read_own_template, shipped_templates
 from ptcli.recipe.tokenizers import tokenizer_folder
 
@@ -43,6 +44,7 @@ def training_problems(recipe: Recipe, device: str, *, assumed: bool = False) -> 
         *_liger(recipe, device, assumed=assumed),
         *_answers_only(recipe),
         *_moving_reference(recipe),
+        *_reward_templates(recipe),
     ]
 
 
@@ -153,6 +155,18 @@ def _has_training_form(template: ChatTemplate) -> bool:
     forms = (name.removesuffix("_training") for name in names if name.endswith("_training"))
     shipped = (read_named_template(name) for name in forms if name in names)
     return any(each is not None and each.text == template.text for each in shipped)
+
+
+def _reward_templates(recipe: Recipe) -> Iterator[Problem]:
+    """A reward model among `rewards` reads chats through its own tokenizer's template (user-pain.md R10)."""
+    if not any((row := first_row(entry)) is not None and is_conversational(row) for entry in recipe.data.train):
+        return
+    for index, reward in enumerate(recipe.rewards):
+        folder = tokenizer_folder(ModelSpec(path=reward.use)) if is_reward_model(reward.use) else None
+        if folder is not None and read_own_template(folder) is None:
+            message = f"{reward.use} has no chat template, and the prompts are chats"
+            fix = "put the one that it was trained with into its folder as chat_template.jinja"
+            yield Problem(message, fix, ("rewards", index, "use"))
 
 
 # --- the reference ---------------------------------------------------------------------------------------------------

@@ -206,6 +206,14 @@ def test_the_first_row_of_what_can_be_read_cheaply(tmp_path: Path) -> None:
     assert is_conversational(first_row(DataEntry(path="builtin:arithmetic")) or {})
 
 
+def test_a_reward_model_reads_chats_through_its_own_template(plan_of: Plans, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    rewards = [{"use": "trl.rewards:accuracy_reward"}, {"use": "builtin:tiny"}, {"use": str(tmp_path)}]
+    assert "has no chat template" in only(plan_of("grpo", ONE, rewards=rewards), "rewards.2.use")
+    (tmp_path / "chat_template.jinja").write_text(PLAIN)
+    assert said(plan_of("grpo", ONE, rewards=rewards)) == []
+
+
 # --- the reference ---------------------------------------------------------------------------------------------------
 
 
