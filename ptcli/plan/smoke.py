@@ -100,7 +100,7 @@ def _model_stand_in(recipe: Recipe, section: str) -> str | None:
     spec = getattr(recipe, section)
     own, policy = _is_hub(spec.path), _is_hub(recipe.model.path)
     if section in METHODS[recipe.method].same_vocabulary and own != policy and not (policy and _reads_tiny(spec)):
-        return TINY if policy else find_base(recipe.model.path)[0]
+        return TINY if policy or recipe.model.path.startswith(PREFIX) else find_base(recipe.model.path)[0]
     return TINY if own else None
 
 

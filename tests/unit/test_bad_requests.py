@@ -64,6 +64,11 @@ CASES: dict[str, tuple[str | bytes, list[str], str]] = {
     ),
     "Liger on a CPU": (SFT, ["training.use_liger_kernel=true", "launch.device=cpu"], "its kernels need a GPU"),
     "a moving reference without one": (GOOD, ["training.sync_ref_model=true"], "there is no reference: beta is 0"),
+    "a model that does not ship, in smoke": (
+        SFT.replace("sft", "gkd").replace("tiny", "nope") + "teacher: {path: org/model}\n",
+        ["--smoke"],
+        "r.yaml:2:9: there is no model builtin:nope",
+    ),
     "typo in an override": (GOOD, ["training.learning_rat=1"], "learning_rate"),
 }
 
