@@ -71,13 +71,15 @@ def _stand_ins(recipe: Recipe) -> dict[str, ModelSpec]:
     """The models that are loaded a second time for a section that the recipe leaves out, this time to be trained."""
     stand_ins = METHODS[recipe.method].stand_ins
     given = {name: getattr(recipe, source) for name, source in stand_ins.items() if getattr(recipe, name) is None}
-    return {name: _to_be_trained(spec) for name, spec in given.items() if spec is not None}
+    return {name: _to_be_trained(spec, recipe.model) for name, spec in given.items() if spec is not None}
 
 
-def _to_be_trained(spec: ModelSpec) -> ModelSpec:
-    """A frozen model's section as that of one whose weights all learn."""
-    changes = {"quantization": None} if spec.quantization else {}
-    return change(_typed(spec), **changes, **({"adapter": "merge"} if spec.adapter else {}))
+def _to_be_trained(spec: ModelSpec, policy: ModelSpec) -> ModelSpec:
+    """A frozen model's section as that of one whose weights all learn, in the policy's type: what is only read may be
+    held in a smaller one, in which small updates would be lost."""
+    changes: dict[str, Any] = {"dtype": _typed(policy).dtype}
+    changes |= {"quantization": None} if spec.quantization else {}
+    return change(spec, **changes | ({"adapter": "merge"} if spec.adapter else {}))
 
 
 def _typed(spec: ModelSpec) -> ModelSpec:

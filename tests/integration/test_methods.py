@@ -130,7 +130,10 @@ def test_ppo_trains_an_adapter_against_the_base_without_it(tmp_path: Path, score
     assert any(weights.abs().max() > 0 for name, weights in model.named_parameters() if "lora_B" in name)
 
 
-def test_reward_models_come_with_their_own_tokenizers(tmp_path: Path, scorer: dict[str, str]) -> None:
+def test_reward_models_come_with_their_own_tokenizers(tmp_path: Path) -> None:
+    """TRL looks where the model's config says it came from, which is the base of an adapter."""
+    scorer = {"path": str(tmp_path / "scorer")}
+    train("reward", tmp_path / "scorer", peft=LORA)
     (tmp_path / "rewards.py").write_text("def zero(completions, **columns):\n    return [0.0] * len(completions)\n")
     rewards = [{"use": f"{tmp_path}/rewards.py:zero"}, {"use": scorer["path"], "weight": 2.0}]
     for method in ("online_dpo", "grpo"):
