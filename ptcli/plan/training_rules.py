@@ -45,6 +45,7 @@ def training_problems(recipe: Recipe, device: str, *, assumed: bool = False) -> 
         *_answers_only(recipe),
         *_moving_reference(recipe),
         *_reward_templates(recipe),
+        *_mismatched_pairs(recipe),
     ]
 
 
@@ -185,3 +186,21 @@ def _moving_reference(recipe: Recipe) -> Iterator[Problem]:
     }
     for why in (why for why, holds in reasons.items() if holds):
         yield Problem(f"training.sync_ref_model: {why}", "leave it out", key)
+
+
+# --- a KL term from a batch's other rows -----------------------------------------------------------------------------
+
+
+def _mismatched_pairs(recipe: Recipe) -> Iterator[Problem]:
+    """KTO estimates its KL term from prompts with the completion of the row beside: rows in order, at least two."""
+    order = fields(METHODS[recipe.method].config).get("train_sampling_strategy")
+    if order is None or order.default != "sequential" or argument(recipe, "loss_type") != "kto":
+        return
+    said = argument(recipe, "train_sampling_strategy")
+    if said != "sequential":
+        message = f"training.train_sampling_strategy {said}: the KL term pairs each row with the one beside it"
+        yield Problem(message, "leave it out, or use another loss_type", ("training", "train_sampling_strategy"))
+    if argument(recipe, "per_device_train_batch_size") == 1:
+        key = argument_key(recipe, ("per_device_train_batch_size",))
+        message = "training.per_device_train_batch_size 1: the KL term needs a second row in each batch"
+        yield Problem(message, "use at least 2, or another loss_type", key)

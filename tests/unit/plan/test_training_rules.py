@@ -232,6 +232,18 @@ def test_a_reference_that_is_computed_once_does_not_move(plan_of: Plans) -> None
     assert "computes the reference once" in only(plan_of("dpo", ONE, training=training), "training.sync_ref_model")
 
 
+# --- a KL term from a batch's other rows -----------------------------------------------------------------------------
+
+
+def test_a_kl_term_needs_rows_beside_each_other(plan_of: Plans) -> None:
+    alone = {"per_device_train_batch_size": 1}
+    assert "a second row" in only(plan_of("kto", ONE, training=alone), "training.per_device_train_batch_size")
+    assert said(plan_of("kto", ONE, training=alone | {"loss_type": "apo_zero_unpaired"})) == []
+    shuffled = {"train_sampling_strategy": "random"}
+    assert "one beside it" in only(plan_of("kto", ONE, training=shuffled), "training.train_sampling_strategy")
+    assert said(plan_of("dpo", ONE, training=alone | shuffled)) == []
+
+
 # --- notes -----------------------------------------------------------------------------------------------------------
 
 HALF = {"path": "builtin:tiny", "dtype": "bfloat16"}
