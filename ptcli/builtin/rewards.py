@@ -25,7 +25,7 @@ def length_reward(completions: Sequence[Completion], target: float = 20, **kwarg
 
     It is minus the distance as a share of the target, so that an empty completion has -1.0.
     """
-    return [-abs(len(_text(completion)) - target) / target for completion in completions]
+    return [-abs(len(_text(completion)) - target) / max(target, 1) for completion in completions]
 
 
 def _text(completion: Completion) -> str:

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from ptcli.builtin import DATASETS, MODEL, MODELS, data_path, make_data, model_path
-from ptcli.builtin.rewards import exact_match
+from ptcli.builtin.rewards import exact_match, length_reward
 from ptcli.methods import METHODS, DatasetType
 
 COLUMNS = {
@@ -216,3 +216,18 @@ def test_exact_match_of_odd_completions():
 def test_exact_match_refuses_answers_of_another_number():
     with pytest.raises(ValueError, match="zip"):
         exact_match(["19"], ["19", "20"])
+
+
+def test_length_reward_peaks_at_its_target_and_is_symmetric() -> None:
+    texts = ["x" * length for length in range(41)]
+    rewards = length_reward(texts, target=20, answer=["1"] * 41)
+    assert rewards[20] == 0.0
+    assert rewards == rewards[::-1]
+    assert rewards[:21] == sorted(set(rewards))
+    assert rewards[0] == -1.0
+
+
+def test_length_reward_measures_the_last_message_of_a_chat() -> None:
+    chat = [{"role": "assistant", "content": "x" * 7}]
+    assert length_reward([chat, "x" * 7], target=7) == [0.0, 0.0]
+    assert length_reward([chat], target=0) == [-7.0]
