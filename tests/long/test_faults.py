@@ -96,6 +96,8 @@ class LiveRun:
         plan = json.loads((self.path / "plan.json").read_text())
         trainer = next(step for step in plan["steps"] if step["name"] == "trainer")["argv"]
         main_port = int(trainer[trainer.index("--main_process_port") + 1])
+        if plan["server"] is None:
+            return [main_port]
         recipe = yaml.safe_load(plan["files"]["recipe.resolved.yaml"])
         return [urlsplit(plan["server"]["url"]).port, main_port, recipe["rollouts"]["group_port"]]
 
