@@ -148,6 +148,14 @@ def not_quite_zero(reset: Callable) -> Callable:
     return broken
 
 
+def weight_differentiated(outputs, labels, num_items_in_batch=None):
+    """Dynamic fine-tuning without the `detach`."""
+    log_p = outputs.logits[:, :-1].log_softmax(-1)
+    kept = labels[:, 1:] != -100
+    chosen = log_p[kept].gather(-1, labels[:, 1:][kept].unsqueeze(-1))
+    return -(chosen.exp() * chosen).mean()
+
+
 def not_updated(moments, rewards) -> None:
     moments.mean = 0.0
 
@@ -176,6 +184,9 @@ BREAKS = {
     ),
     "log-softmax that does not add up to one": Break(
         replace(torch.nn.functional, "log_softmax", lambda f: lambda *a, **k: f(*a, **k) + 0.01), "sft-uniform"
+    ),
+    "a weight of DFT that is differentiated": Break(
+        lazily("trl.trainer.sft_trainer", "dft_loss", lambda f: weight_differentiated), "sft-dft-gradient"
     ),
     "log-probabilities of DFT at another temperature": Break(
         lazily("trl.trainer.sft_trainer", "selective_log_softmax", sharper), "sft-dft"

@@ -68,10 +68,13 @@ def log_probability(model: PreTrainedModel, text: Text) -> float:
 
 def log_probability_with_gradient(model: PreTrainedModel, text: Text) -> torch.Tensor:
     """The same as a scalar that remembers how it was made."""
-    ids = torch.tensor([text.ids])
-    spread = torch.log_softmax(model(input_ids=ids).logits[0], dim=-1)
-    terms = [spread[t - 1, text.ids[t]] for t in range(text.start, len(text.ids))]
-    return torch.stack(terms).sum()
+    return log_probabilities_with_gradient(model, text).sum()
+
+
+def log_probabilities_with_gradient(model: PreTrainedModel, text: Text) -> torch.Tensor:
+    """One for each token of the completion."""
+    spread = torch.log_softmax(model(input_ids=torch.tensor([text.ids])).logits[0], dim=-1)
+    return torch.stack([spread[t - 1, text.ids[t]] for t in range(text.start, len(text.ids))])
 
 
 def log_sigmoid(x: float) -> float:

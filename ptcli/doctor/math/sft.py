@@ -14,6 +14,7 @@ from ptcli.doctor.math.reference import (
     exact,
     gradients_apart,
     log_probabilities,
+    log_probabilities_with_gradient,
     log_probability_with_gradient,
     mean,
 )
@@ -64,7 +65,7 @@ def plain_loss() -> float:
 
 @identity(
     "sft-dft",
-    "SFT loss (loss_type dft) = -1/|T| sum_T p(x_t) log p(x_t), the weight p without gradient",
+    "SFT loss (loss_type dft) = -1/|T| sum_T p(x_t) log p(x_t)",
     source="Wu et al. 2025, arXiv:2508.05629",
     methods=("sft",),
 )
@@ -74,6 +75,21 @@ def dynamic_loss() -> float:
     terms = [each for text in _completions() for each in log_probabilities(reference, text)]
     found = trainer.compute_loss(trainer.model, batch_of(trainer))
     return apart(found, mean(-math.exp(each) * each for each in terms))
+
+
+@identity(
+    "sft-dft-gradient",
+    "the gradient of loss_type dft is -1/|T| sum_T p(x_t) grad log p(x_t): p is a weight, and is not differentiated",
+    source="Wu et al. 2025, arXiv:2508.05629",
+    methods=("sft",),
+    tolerance=1e-4,
+)
+def dynamic_gradient() -> float:
+    trainer = _trainer(loss_type="dft")
+    reference = exact(trainer.model)
+    terms = torch.cat([log_probabilities_with_gradient(reference, text) for text in _completions()])
+    trainer.compute_loss(trainer.model, batch_of(trainer)).backward()
+    return gradients_apart(trainer.model, reference, -(terms.exp().detach() * terms).mean())
 
 
 @identity(
