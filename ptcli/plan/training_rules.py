@@ -191,10 +191,14 @@ def _moving_reference(recipe: Recipe) -> Iterator[Problem]:
 # --- a KL term from a batch's other rows -----------------------------------------------------------------------------
 
 
+_NO_KL = "apo_zero_unpaired"
+"""The one loss of KTO's trainer without that term."""
+
+
 def _mismatched_pairs(recipe: Recipe) -> Iterator[Problem]:
     """KTO estimates its KL term from prompts with the completion of the row beside: rows in order, at least two."""
     order = fields(METHODS[recipe.method].config).get("train_sampling_strategy")
-    if order is None or order.default != "sequential" or argument(recipe, "loss_type") != "kto":
+    if order is None or order.default != "sequential" or argument(recipe, "loss_type") == _NO_KL:
         return
     said = argument(recipe, "train_sampling_strategy")
     if said != "sequential":
