@@ -49,6 +49,7 @@ class Batching(StrEnum):
 
 Section = Literal["rewards", "reward_model", "value_model", "teacher", "ref_model"]
 Prompts = Literal["text", "tokens"]
+Evaluates = Literal["nothing", "one set", "named sets"]
 Reference = Literal["none", "always", "with beta"]
 ReadsOutputLayer = Literal["no", "always", "chunked", "liger"]
 """`chunked`: in the chunked loss, which is the default, and with Liger kernels."""
@@ -97,8 +98,9 @@ class Method:
     wants_eval: bool = False
     """True when the trainer reads evaluation rows whether it evaluates or not; where a recipe has none, some training
     rows are held out."""
-    named_eval: bool = True
-    """False when the trainer fails on named evaluation sets (`eval: {easy: [...], hard: [...]}`)."""
+    evaluates: Evaluates = "named sets"
+    """What the trainer takes as evaluation rows: several sets under names, or one; or it fails at its first evaluation
+    whatever they are."""
     head: Head = "causal_lm"
     reference: Reference = "none"
     """Whether the policy is compared with a reference: never, always, or where the trainer's `beta` is not 0."""
@@ -144,16 +146,16 @@ _ROWS = (
     ),
     Method(
         "cpo", "contrastive preference optimisation", "trl.experimental.cpo:CPOTrainer",
-        "trl.experimental.cpo:CPOConfig", (_D.PREFERENCE,), "builtin:arithmetic-preference", named_eval=False,
+        "trl.experimental.cpo:CPOConfig", (_D.PREFERENCE,), "builtin:arithmetic-preference", evaluates="one set",
     ),
     Method(
         "orpo", "odds-ratio preference optimisation", "trl.experimental.orpo:ORPOTrainer",
-        "trl.experimental.orpo:ORPOConfig", (_D.PREFERENCE,), "builtin:arithmetic-preference", named_eval=False,
+        "trl.experimental.orpo:ORPOConfig", (_D.PREFERENCE,), "builtin:arithmetic-preference", evaluates="one set",
     ),
     Method(
         "bco", "binary classifier optimisation", "trl.experimental.bco:BCOTrainer", "trl.experimental.bco:BCOConfig",
         (_D.UNPAIRED_PREFERENCE, _D.PREFERENCE), "builtin:arithmetic-unpaired", takes=("ref_model",),
-        named_eval=False, last_release="1.13.0",
+        evaluates="one set", last_release="1.13.0",
         reference="always", keeps_adapter=False,
     ),
     Method(
@@ -171,14 +173,15 @@ _ROWS = (
     Method(
         "online_dpo", "online DPO", "trl.experimental.online_dpo:OnlineDPOTrainer",
         "trl.experimental.online_dpo:OnlineDPOConfig", (_D.PROMPT_ONLY,), "builtin:arithmetic", online=True,
-        batching=Batching.PAIRS, needs=("rewards",), takes=("ref_model",), backends=_ROLLOUTS,
+        batching=Batching.PAIRS, evaluates="nothing", needs=("rewards",), takes=("ref_model",), backends=_ROLLOUTS,
         reward_arguments=_REWARDED,
         reference="always",
     ),
     Method(
         "xpo", "exploratory preference optimisation", "trl.experimental.xpo:XPOTrainer",
         "trl.experimental.xpo:XPOConfig", (_D.PROMPT_ONLY,), "builtin:arithmetic", online=True,
-        batching=Batching.PAIRS, needs=("reward_model",), takes=("ref_model",), backends=("transformers",),
+        batching=Batching.PAIRS, evaluates="nothing", needs=("reward_model",), takes=("ref_model",),
+        backends=("transformers",),
         same_vocabulary=("reward_model",), arguments=MappingProxyType({"reward_funcs": "reward_model"}),
         last_release="1.13.0",
         reference="always", switches_adapter_off=False,
@@ -186,7 +189,8 @@ _ROWS = (
     Method(
         "nash_md", "Nash mirror descent", "trl.experimental.nash_md:NashMDTrainer",
         "trl.experimental.nash_md:NashMDConfig", (_D.PROMPT_ONLY,), "builtin:arithmetic", online=True,
-        batching=Batching.PAIRS, needs=("reward_model",), takes=("ref_model",), backends=("transformers",),
+        batching=Batching.PAIRS, evaluates="nothing", needs=("reward_model",), takes=("ref_model",),
+        backends=("transformers",),
         same_vocabulary=("reward_model",), arguments=MappingProxyType({"reward_funcs": "reward_model"}),
         last_release="1.13.0",
         reference="always", switches_adapter_off=False,
@@ -196,7 +200,7 @@ _ROWS = (
         (_D.PROMPT_ONLY,), "builtin:arithmetic", online=True, batching=Batching.PPO,
         needs=("reward_model",), takes=("value_model", "ref_model"),
         stand_ins=MappingProxyType({"value_model": "reward_model"}), same_vocabulary=("reward_model", "value_model"),
-        prompts="tokens", stop_arguments=("stop_token", "stop_token_id"), wants_eval=True, named_eval=False,
+        prompts="tokens", stop_arguments=("stop_token", "stop_token_id"), wants_eval=True, evaluates="one set",
         last_release="1.12.0", reference="always", keeps_adapter=False,
     ),
     Method(
@@ -206,7 +210,7 @@ _ROWS = (
     ),
     Method(
         "prm", "process reward model", "trl.experimental.prm:PRMTrainer", "trl.experimental.prm:PRMConfig",
-        (_D.STEPWISE_SUPERVISION,), "builtin:arithmetic-steps", head="token_classification", named_eval=False,
+        (_D.STEPWISE_SUPERVISION,), "builtin:arithmetic-steps", head="token_classification", evaluates="one set",
         last_release="1.13.0",
     ),
     Method(

@@ -29,9 +29,9 @@ from ptcli.recipe.requirements import (
     fraction_out_of_range,
     kl_without_penalty,
     missing_sections,
-    named_evaluation,
     read_method,
     refused_backend,
+    refused_evaluation,
     superfluous_sections,
 )
 from ptcli.recipe.secrets import find_literal_secrets, hide_secret
@@ -161,7 +161,7 @@ def _check_sections(method: Method, tree: Table, values: dict[str, Any]) -> list
         values.pop(str(problem.key[0]), None)
     if values.get("rollouts"):
         problems += refused_backend(method, values["rollouts"])
-    problems += [*fraction_out_of_range(values["data"]), *named_evaluation(method, values["data"])]
+    problems += [*fraction_out_of_range(values["data"]), *refused_evaluation(method, values["data"])]
     problems += [*empty_names(values), *kl_without_penalty(method, values)]
     problems += check_libraries(method, tree, values)
     problems += contradictions(values, faulty={problem.key for problem in problems})

@@ -83,9 +83,13 @@ def fraction_out_of_range(data: dict[str, Any]) -> Iterator[Problem]:
         yield Problem(message, "write for example 0.05, a number of rows, or a list of sources", key=("data", "eval"))
 
 
-def named_evaluation(method: Method, data: dict[str, Any]) -> Iterator[Problem]:
-    """A problem when evaluation sets have names and the method's trainer fails on them."""
-    if isinstance(data.get("eval"), dict) and not method.named_eval:
+def refused_evaluation(method: Method, data: dict[str, Any]) -> Iterator[Problem]:
+    """A problem when there are evaluation rows that the method's trainer fails on, which it does after hours."""
+    evaluation = data.get("eval")
+    if evaluation is not None and method.evaluates == "nothing":
+        message = f"`data.eval` does not go with {method.name}: its trainer fails at an evaluation in the pinned TRL"
+        yield Problem(message, "leave it out, and evaluate the checkpoints afterwards", key=("data", "eval"))
+    elif isinstance(evaluation, dict) and method.evaluates == "one set":
         message = f"`data.eval` cannot have named sets with {method.name}: its trainer in TRL takes one set"
         yield Problem(message, "write one list of sources", key=("data", "eval"))
 

@@ -12,6 +12,7 @@ import pytest
 from datasets import Dataset
 
 from ptcli.errors import WorkError
+from ptcli.methods import METHODS
 from ptcli.recipe.model import ModelSpec
 from ptcli.train.processors import load_processor
 from ptcli.train.prompts import check_padding, tokenize_prompts
@@ -165,3 +166,25 @@ def test_a_process_reward_model_as_an_adapter(tmp_path: Path) -> None:
     trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
     assert any("score.modules_to_save" in name for name in trained)
     assert not any("score" in name and "lora" in name for name in trained)
+
+
+# --- evaluation ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["online_dpo", "prm", "kto"])
+def test_what_a_row_says_of_evaluation_is_so(method: str, tmp_path: Path) -> None:
+    """One method for each thing that the field can say; where a trainer has learned more, its row says too little."""
+    row = METHODS[method]
+    rows = [{"path": row.smoke_data, "take": 8}]
+    training = {"max_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    sections: dict[str, Any] = {"rewards": [{"use": "ptcli.builtin.rewards:exact_match"}]} if row.needs else {}
+
+    def evaluates(evaluation: Any) -> bool:
+        try:
+            train(method, tmp_path, data={"train": rows, "eval": evaluation}, training=training, **sections)
+        except (ValueError, AttributeError):
+            return False
+        return any(name.startswith("eval_") for name in read_metrics(tmp_path)[-1])
+
+    assert evaluates(rows) is (row.evaluates != "nothing")
+    assert evaluates({"a": rows}) is (row.evaluates == "named sets")
