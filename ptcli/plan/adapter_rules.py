@@ -152,6 +152,9 @@ def _with_vllm(recipe: Recipe, strategy: Strategy) -> Iterator[Problem]:
     if kind in UNMERGEABLE:
         message = f"`peft.type: {kind}` cannot be merged into the weights that vLLM gets"
         yield Problem(message, "use lora, or rollouts.backend: transformers", ("peft", "type"))
+    if tied_embeddings(recipe):
+        message = "the adapter trains one of two embeddings that are one tensor in vLLM's model"
+        yield Problem(message, "set peft.ensure_weight_tying: true, or leave them out", ("peft",))
     if (recipe.peft or {}).get("layer_replication"):
         message = "`peft.layer_replication` makes a model with more layers than vLLM's has"
         yield Problem(message, "use rollouts.backend: transformers", ("peft", "layer_replication"))

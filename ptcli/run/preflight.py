@@ -47,9 +47,12 @@ def preflight(plan: Plan, sources: SourceMap, *, view: View) -> None:
 
 
 def is_worth_it(plan: Plan) -> bool:
-    """False for a recipe that names no code, and no adapter that needs more than files to check."""
+    """False for a recipe that names no code, and no adapter that needs more than files to check.
+
+    Those of a smoke run's own model were not looked at: the recipe was checked with the model that it names.
+    """
     recipe = plan.recipe
-    return bool(recipe.rewards) or (recipe.peft is not None and not known_from_files(recipe))
+    return bool(recipe.rewards) or (recipe.peft is not None and (plan.smoke or not known_from_files(recipe)))
 
 
 def _run(plan: Plan, folder: Path, view: View) -> dict[str, Any]:

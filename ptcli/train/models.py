@@ -17,7 +17,7 @@ from ptcli.errors import WorkError
 from ptcli.methods import Head
 from ptcli.recipe.adapter_folders import TASKS, adapter_folder
 from ptcli.recipe.catalogue import peft_types
-from ptcli.recipe.local_models import ADAPTER_CONFIG, find_base
+from ptcli.recipe.local_models import ADAPTER_CONFIG, adapter_config, find_base
 from ptcli.recipe.model import ModelSpec
 from ptcli.recipe.secrets import reveal
 from ptcli.train.config import model_arguments
@@ -68,15 +68,20 @@ def load_model(spec: ModelSpec, head: Head, *, trainable: bool = False) -> PreTr
 def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """`model` with the adapter of a folder merged into its weights: W + scale x B A for LoRA.
 
-    Where input and output embeddings were one tensor and the adapter has trained one of them, they are two afterwards,
-    or a reload would give both the same again (user-pain.md C5).
+    Input and output embeddings that are one tensor are two while an adapter is merged into one of them, or both would
+    get its change, and stay two if they then differ (user-pain.md C5; PEFT sees to it only for `modules_to_save`).
     """
-    merged = peft.PeftModel.from_pretrained(model, str(folder)).merge_and_unload(safe_merge=True)
-    inputs, outputs = merged.get_input_embeddings(), merged.get_output_embeddings()
-    config = merged.config.get_text_config()
-    if outputs is not None and config.tie_word_embeddings and not inputs.weight.equal(outputs.weight):
+    config = model.config.get_text_config()
+    together = bool((adapter_config(folder) or {}).get("ensure_weight_tying"))
+    outputs = model.get_output_embeddings()
+    tied = outputs is not None and outputs.weight is model.get_input_embeddings().weight and not together
+    if tied:
         outputs.weight = torch.nn.Parameter(outputs.weight.detach().clone(), requires_grad=False)
-        config.tie_word_embeddings = merged.config.tie_word_embeddings = False
+        config.tie_word_embeddings = model.config.tie_word_embeddings = False
+    merged = peft.PeftModel.from_pretrained(model, str(folder)).merge_and_unload(safe_merge=True)
+    if tied and merged.get_output_embeddings().weight.equal(merged.get_input_embeddings().weight):
+        merged.get_output_embeddings().weight = merged.get_input_embeddings().weight
+        config.tie_word_embeddings = merged.config.tie_word_embeddings = True
     return merged
 
 

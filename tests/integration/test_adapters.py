@@ -195,21 +195,25 @@ def test_a_start_that_changes_the_base_gets_a_reference_of_its_own(tmp_path: Pat
     assert read_metrics(tmp_path)[0]["rewards/chosen"] == pytest.approx(0.0, abs=1e-4)
 
 
-def test_merging_unties_embeddings_that_differ(tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+@pytest.mark.parametrize(
+    ("peft", "tied"),
+    [({"modules_to_save": ["embed_tokens"]}, False), ({"target_modules": ["embed_tokens"]}, False), ({}, True)],
+)
+def test_merging_unties_embeddings_that_differ(tmp_path: Path, peft: dict[str, Any], tied: bool) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     from ptcli.recipe.model import ModelSpec
     from ptcli.train.models import load_model
 
-    tied = AutoModelForCausalLM.from_pretrained(MODEL, tie_word_embeddings=True)
-    tied.save_pretrained(tmp_path / "tied")
+    config = AutoConfig.from_pretrained(MODEL, tie_word_embeddings=True)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "tied")
     AutoTokenizer.from_pretrained(MODEL).save_pretrained(tmp_path / "tied")
-    peft = {"r": 4, "modules_to_save": ["embed_tokens"]}
-    trainer = train("sft", tmp_path / "run", model={"path": str(tmp_path / "tied")}, peft=peft, training=FAST)
+    model = {"path": str(tmp_path / "tied")}
+    trainer = train("sft", tmp_path / "run", model=model, peft={"r": 4} | peft, training=FAST)
     merged = load_model(ModelSpec(path=str(tmp_path / "run"), adapter="merge"), "causal_lm")
     merged.save_pretrained(tmp_path / "merged")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-    assert again.config.tie_word_embeddings is False
+    assert again.config.tie_word_embeddings is tied
     assert close(logits(again), logits(trainer.model))
 
 

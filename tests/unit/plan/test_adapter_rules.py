@@ -111,6 +111,13 @@ def test_what_vllm_cannot_get(plan_of: Plans) -> None:
     assert keys(plan_of("grpo", **server, peft={"layer_replication": [[0, 2]]})) == ["peft.layer_replication"]
 
 
+def test_tied_embeddings(plan_of: Plans, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "tie_word_embeddings": True}))
+    given = {"model": {"path": str(tmp_path)}, "peft": {"modules_to_save": ["embed_tokens"]}}
+    assert any("after merging they are two" in note for note in plan_of("sft", **given).plan.notes)
+    assert keys(plan_of("grpo", rollouts={"gpus": 1}, **given)) == ["peft"]
+
+
 def test_a_start_that_takes_a_part_out_of_the_reference(plan_of: Plans) -> None:
     peft = {"init_lora_weights": "pissa"}
     assert keys(plan_of("grpo", peft=peft)) == []
