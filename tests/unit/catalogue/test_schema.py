@@ -144,4 +144,6 @@ def test_fields_say_what_they_are_for() -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_shipped_recipes_validate(path: Path) -> None:
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if path.parent.name == "base":  # a part of others: what it says must be right, and nothing is required of it
+        recipe.setdefault("extends", "other.yaml")
     assert errors(recipe.get("method"), recipe) == []
