@@ -106,7 +106,9 @@ def test_what_vllm_cannot_get(plan_of: Plans) -> None:
     assert keys(planned) == ["model.quantization"]
     assert "cannot be merged for vLLM" in planned.problems[0].message
     server["launch"] = {"accelerate": "ddp", "gpus": 2}
-    assert any("rounds" in note for note in plan_of("grpo", **server, **four, **LORA).plan.notes)
+    assert plan_of("grpo", **server, **four, **LORA).problems == ()
+    (problem,) = plan_of("grpo", **server, **four, peft={"type": "loha"}).problems
+    assert "`peft.type: loha` on quantised weights" in problem.message
     assert keys(plan_of("grpo", **server, peft={"type": "lily"})) == ["peft.type"]
     assert keys(plan_of("grpo", **server, peft={"layer_replication": [[0, 2]]})) == ["peft.layer_replication"]
 
