@@ -42,11 +42,6 @@ def adapter_notes(recipe: Recipe) -> list[str]:
     notes = []
     if recipe.model.adapter == "merge":
         notes.append("the model with its adapter merged in is written to start/ in the run directory, and trained from")
-    if decide_backend(recipe) == "vllm" and recipe.model.quantization and _trains_adapter(recipe):
-        notes.append(
-            "the vLLM side gets the adapter merged into quantised weights, which rounds: "
-            "watch sampling/sampling_logp_difference"
-        )
     tied = tied_embeddings(recipe)
     if tied:
         notes.append(
@@ -158,6 +153,9 @@ def _with_vllm(recipe: Recipe, strategy: Strategy) -> Iterator[Problem]:
     if (recipe.peft or {}).get("layer_replication"):
         message = "`peft.layer_replication` makes a model with more layers than vLLM's has"
         yield Problem(message, "use rollouts.backend: transformers", ("peft", "layer_replication"))
+    elif recipe.model.quantization and kind not in ("lora", "adalora"):
+        message = f"`peft.type: {kind}` on quantised weights cannot be merged into the weights that vLLM gets"
+        yield Problem(message, "use lora, or rollouts.backend: transformers", ("peft", "type"))
     four = (recipe.model.quantization or {}).get("load_in_4bit") is True
     if four and strategy.kind == "FSDP":
         message = "an adapter on 4-bit weights that FSDP has split cannot be merged for vLLM"

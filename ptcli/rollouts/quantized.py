@@ -108,7 +108,7 @@ def _unpacked(data: torch.Tensor, state: QuantState) -> tuple[torch.Tensor, Quan
     if not getattr(state, "packing_format_for_cpu", False):
         return data, state
     scales, state = state.absmax.T.reshape(-1).float(), copy(state)
-    state.original_nested = False
+    setattr(state, "original_nested", False)  # noqa: B010 - not declared
     data, state = _convert_weight_packed_for_cpu_inverse(data, state)
     state.absmax = scales
     return data, state
