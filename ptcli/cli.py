@@ -176,7 +176,7 @@ def schema(
     _print_json(recipe_schema(find_method(method).name if method else None))
 
 
-@app.command()
+@app.command(short_help="List the methods, their data and what each needs.")
 def methods(as_json: Json = False) -> None:
     """List the methods: online or not, data, what each needs; and TRL's trainers that are not covered yet."""
     from ptcli.listing import method_facts, method_lines

@@ -109,11 +109,12 @@ def _bytes_a_weight(recipe: Recipe, layout: Layout) -> tuple[float, float, float
     quantization = recipe.model.quantization or {}
     if quantization.get("load_in_4bit") or quantization.get("load_in_8bit"):
         width = 0.5 if quantization.get("load_in_4bit") else 1.0
+    halves = layout.strategy.kind == "DEEPSPEED" and computes_in(recipe) != "no"  # it casts frozen weights, too
     if recipe.peft is not None or recipe.model.adapter in ("continue", "new") or quantization:
-        return width, 0.0, 0.0
+        return min(width, 2.0) if halves else width, 0.0, 0.0
     optimizer = str(argument(recipe, "optim", ""))
     adam = optimizer.startswith(("adamw_torch", "adamw_apex", "adamw_anyprecision")) and "bit" not in optimizer
-    if layout.strategy.kind == "DEEPSPEED" and computes_in(recipe) != "no":
+    if halves:
         return 2.0, 2.0, 12.0 if adam else 4.0
     return width, width, 2 * width if adam else 0.0
 

@@ -64,6 +64,9 @@ def _way(recipe: Recipe) -> str:
     """How it is kept, which says what it costs in memory."""
     if argument(recipe, "precompute_ref_log_probs", False):
         return "computed once, before training"
+    if argument(recipe, "sync_ref_model", False):
+        steps = argument(recipe, "ref_model_sync_steps", 512)
+        return f"a second model in memory, which moves towards the policy every {steps} steps"
     if needs_own_reference(recipe) or (recipe.peft is None and recipe.model.adapter != "continue"):
         return "a second model in memory"
     return "a frozen copy of the adapter" if recipe.model.adapter == "continue" else "the policy with its adapter off"

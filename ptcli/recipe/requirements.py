@@ -120,7 +120,7 @@ def kl_without_penalty(method: Method, values: dict[str, Any]) -> Iterator[Probl
     guard = values.get("guards", {}).get("kl", "off")
     action = guard.get("action", "warn") if isinstance(guard, dict) else guard
     beta = fields(method.config).get("beta")
-    if action == "off" or not method.online or beta is None:
+    if action == "off" or not method.online or method.reference == "none" or beta is None:
         return
     if values.get("training", {}).get("beta", beta.default) == 0:
         message = "`guards.kl` has nothing to watch: without a penalty (`training.beta` is 0) there is no KL divergence"

@@ -177,6 +177,11 @@ def recipe(method: str, **sections: Any) -> Recipe:
         ("xpo", LORA, "org/m as it is before this run; a second model in memory"),
         ("grpo", {}, "none: beta is 0"),
         ("grpo", {"training": {"beta": 0.04}}, "org/m as it is before this run; a second model"),
+        (
+            "dpo",
+            {"training": {"sync_ref_model": True, "ref_model_sync_steps": 64}},
+            "org/m as it is before this run; a second model in memory, which moves towards the policy every 64 steps",
+        ),
         ("rloo", LORA, "org/m as it is before this run; the policy with its adapter off"),
         ("rloo", {"training": {"beta": 0.0}}, "none: beta is 0"),
     ],

@@ -201,6 +201,8 @@ def test_the_memory_split_is_in_the_plan(plan_of: Plans, tmp_path: Path) -> None
         ({"accelerate": "zero3"}, {"training": {"bf16": False}}, 16 / 8),
         ({}, {"training": {"optim": "adamw_bnb_8bit"}}, 8),
         ({}, {"peft": {"type": "lora", "r": 8}}, 4),
+        ({"accelerate": "zero2"}, {"peft": {"type": "lora", "r": 8}}, 2),
+        ({"accelerate": "zero2"}, {"peft": {"type": "lora", "r": 8}, "training": {"bf16": False}}, 4),
         ({}, {"peft": {"type": "lora"}, "model": {"quantization": {"load_in_4bit": True}}}, 0.5),
         ({}, {"model": {"dtype": "bfloat16"}}, 8),
     ],

@@ -48,3 +48,8 @@ def test_kl_can_be_watched_where_there_is_a_penalty(tmp_path: Path) -> None:
     assert load(tmp_path, RLOO + "guards: {kl: stop}\n").guards.kl == "stop"
     assert load(tmp_path, RLOO.replace("rloo", "grpo") + "guards: {kl: stop}\ntraining: {beta: 0.1}\n")
     assert load(tmp_path, RLOO.replace("rloo", "grpo") + "guards: {kl: off}\n")
+
+
+def test_the_beta_of_a_distance_to_a_teacher_is_no_penalty(tmp_path: Path) -> None:
+    text = SFT.replace("sft", "gkd").replace("}, guards", "}, teacher: {path: 'builtin:tiny'}, guards")
+    assert load(tmp_path, text % "{kl: warn}", "training.beta=0.0").guards.kl == "warn"
