@@ -36,6 +36,7 @@ from ptcli.train.reward_loading import load_rewards, name_models
 from ptcli.train.rewards import Reward
 from ptcli.train.start import with_start
 from ptcli.train.vocabularies import check_vocabularies
+from ptcli.train.whole import load_whole
 from ptcli.train.wrapped import show_policy
 
 SECTION_OF = {"reward_funcs": "rewards", "teacher_model": "teacher"}
@@ -54,6 +55,7 @@ def build_trainer(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> 
     trainer_class = import_class(row.trainer)
     parameters = inspect.signature(trainer_class).parameters
     by_path = loads_by_path(recipe.model, parameters)
+    load_whole(recipe)
     arguments = build_arguments(recipe, row, by_path=by_path)
     set_seed(recipe.seed)  # before the models: a new head starts at random
     processor = load_processor(recipe.model, generates=row.online)
