@@ -28,7 +28,15 @@ def check_targets(recipe: Recipe) -> list[Problem]:
     if isinstance(targets, str):
         return _check_pattern(targets, shapes, recipe)
     key: KeyPath = ("peft", "target_modules")
-    return [p for index, target in enumerate(targets) for p in _check_target(str(target), shapes, (*key, index))]
+    named = [(index, str(target)) for index, target in enumerate(targets)]
+    if _has_other_names_in_memory(recipe):
+        named = [(index, target) for index, target in named if "." not in target]
+    return [p for index, target in named for p in _check_target(target, shapes, (*key, index))]
+
+
+def _has_other_names_in_memory(recipe: Recipe) -> bool:
+    """True for a model of text and images: its modules' paths are other ones in memory than in its files."""
+    return "vision_config" in (read_model_config(recipe.model.path, recipe.model.revision) or {})
 
 
 def _last_names(shapes: Mapping[str, Any]) -> list[str]:
@@ -55,9 +63,7 @@ def _check_pattern(pattern: str, shapes: Mapping[str, tuple[int, ...]], recipe: 
         expression = re.compile(pattern)
     except re.error as error:
         return [Problem(f"`{pattern}` is not a regular expression: {error}", "or write a list of names", key)]
-    config = read_model_config(recipe.model.path) or {}
-    # A model of text and images has other names in memory than in its files.
-    if any(map(expression.fullmatch, shapes)) or "vision_config" in config:
+    if any(map(expression.fullmatch, shapes)) or _has_other_names_in_memory(recipe):
         return []
     if not _check_target(pattern, shapes, key):
         return [Problem(f"`{pattern}` is a pattern, and matches no whole module name", f"write [{pattern}]", key)]

@@ -16,6 +16,7 @@ import pytest
 from ptcli.methods import METHODS
 from ptcli.plan.accelerate import load_strategy
 from ptcli.plan.model import Plan
+from ptcli.plan.reference import has_reference
 from ptcli.recipe.loading import load_recipe
 from ptcli.recipe.model import ModelSpec, Recipe
 from ptcli.recipe.tree import Source, Table
@@ -237,8 +238,7 @@ def _read_only(recipe: Recipe) -> list[ModelSpec]:
     """Reference, teacher and reward model, where there are any; an adapter's reference is the model without it."""
     specs = [recipe.teacher, recipe.reward_model]
     specs += [ModelSpec(path=reward.use) for reward in recipe.rewards if ":" not in reward.use]
-    has_reference = "ref_model" in METHODS[recipe.method].sections or recipe.training.get("beta", 0.0)
-    if has_reference and not recipe.peft and recipe.method not in ("cpo", "orpo", "gkd", "distillation"):
+    if has_reference(recipe) and not recipe.peft:
         specs.append(recipe.ref_model or recipe.model)
     return [spec for spec in specs if spec is not None]
 

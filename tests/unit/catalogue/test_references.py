@@ -535,6 +535,12 @@ def test_targets_of_an_untied_head(model: Path) -> None:
     assert only(**targets(model, ["lm_head"])).key == ("peft", "target_modules", 0)
 
 
+def test_a_model_of_text_and_images_has_other_paths_in_memory(model: Path) -> None:
+    (model / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl", "vision_config": {}}))
+    none(**targets(model, ["q_proj", "language_model.layers.0.self_attn.q_proj", "visual.blocks.0.attn.qkv"]))
+    assert only(**targets(model, ["q_porj"])).fix == "did you mean `q_proj`?"
+
+
 def test_targets_of_hub_models_are_not_known() -> None:
     none(model={"path": "org/name"}, peft={"target_modules": ["anything"]})
 
