@@ -29,7 +29,7 @@ _SIGNS = (
 """What tells that a run lives here."""
 _LEFT_BY_A_RUN = (
     *_SIGNS, "plan.json", "launch.sh", "stack.json", "accelerate.yaml", "metrics.jsonl", "completions",
-    "completions.jsonl", "start",
+    "completions.jsonl", "start", ".start.*",
     "logs/rollouts.log", "logs/trainer.log", "logs/heartbeat.json", "logs/heartbeat.json.part", "logs/stacks-*.txt",
     "model.safetensors.index.json", "config.json", "generation_config.json", "adapter_config.json",
     "training_args.bin", "trainer_state.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",

@@ -8,6 +8,8 @@ quantised while it is loaded: all of them would silently take the unmerged base 
 from __future__ import annotations
 
 import os
+import shutil
+import socket
 import time
 from pathlib import Path
 
@@ -47,15 +49,23 @@ def needs_start(spec: ModelSpec) -> bool:
 
 
 def _write_once(recipe: Recipe, folder: Path) -> None:
-    """Written beside and then moved, so that the folder is whole as soon as it is there."""
+    """Written beside and then moved, so that the folder is whole as soon as it is there.
+
+    On a file system that several machines share, the first of each writes; who is ready first wins.
+    """
     if folder.exists():
         return
-    written = folder.with_name(f"{FOLDER}.{os.getpid()}")
+    written = folder.with_name(f".{FOLDER}.{socket.gethostname()}.{os.getpid()}")
     set_seed(recipe.seed)  # random weights are those of the recipe
     whole = recipe.model.model_copy(update={"quantization": None})
     load_model(whole, _head(recipe)).save_pretrained(written)
     load_processor(recipe.model, generates=False).save_pretrained(written)
-    written.rename(folder)
+    try:
+        written.rename(folder)
+    except OSError:
+        if not folder.exists():
+            raise
+        shutil.rmtree(written)
 
 
 def _head(recipe: Recipe) -> Head:

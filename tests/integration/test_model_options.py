@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from ptcli.recipe.model import ModelSpec, Recipe
 from ptcli.recipe.rendering import find_fault
 from ptcli.recipe.templates import read_named_template, shipped_templates
 from ptcli.recipe.tokenizers import read_vocabulary
-from ptcli.train import worker
+from ptcli.train import start, worker
 from ptcli.train.fresh import load_fresh
 from ptcli.train.processors import load_processor
 
@@ -80,11 +81,27 @@ def first_loss(output_dir: Path) -> float:
 def test_random_weights_follow_from_the_seed(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         train("sft", tmp_path / name, model=FRESH, seed=seed)
-    start = {name: first_loss(tmp_path / name) for name in ("a", "b", "c")}
-    assert start["a"] == start["b"]
-    assert start["a"] != start["c"]
-    assert start["a"] == pytest.approx(5.606, abs=0.3)  # ln 272: of 272 tokens, a random model favours none
+    first = {name: first_loss(tmp_path / name) for name in ("a", "b", "c")}
+    assert first["a"] == first["b"]
+    assert first["a"] != first["c"]
+    assert first["a"] == pytest.approx(5.606, abs=0.3)  # ln 272: of 272 tokens, a random model favours none
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+
+
+def test_machines_that_share_a_folder_take_one_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first process of each writes; another one is ready while ours still writes."""
+    theirs = tmp_path / "run" / "start" / "config.json"
+
+    def load_late(*arguments: Any, **options: Any) -> Any:
+        theirs.parent.mkdir()
+        theirs.write_text("theirs")
+        return load_processor(*arguments, **options)
+
+    monkeypatch.setattr(start, "load_processor", load_late)
+    recipe = start.with_start(describe("sft", tmp_path / "run", model=FRESH))
+    assert recipe.model.path == str(theirs.parent)
+    assert theirs.read_text() == "theirs"
+    assert os.listdir(tmp_path / "run") == ["start"]
 
 
 def test_a_folder_without_weights_is_enough(tmp_path: Path) -> None:

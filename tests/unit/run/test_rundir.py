@@ -62,7 +62,8 @@ def test_overwrite_removes_what_a_run_left_and_nothing_else(plan: Plan, tmp_path
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "precious").write_text("x")
-    ours = ("checkpoint-5/model.safetensors", "start/model.safetensors", "metrics.jsonl", "logs/trainer.log")
+    started = ("start/model.safetensors", ".start.node.7/config.json")
+    ours = (*started, "checkpoint-5/model.safetensors", "metrics.jsonl", "logs/trainer.log")
     for name in ("notes.txt", "mine/data.json", *ours):
         (plan.output_dir / name).parent.mkdir(parents=True, exist_ok=True)
         (plan.output_dir / name).write_text("old")
