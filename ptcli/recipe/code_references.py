@@ -15,7 +15,7 @@ from ptcli.recipe.suggest import nearest
 def check_reward(reward: RewardSpec, key: KeyPath, passed: Sequence[str]) -> list[Problem]:
     """Problems of one reward, whose function gets the arguments `passed` from the trainer."""
     if reward.use.startswith("builtin:") or ":" not in reward.use:
-        return _check_reward_model(reward.use, key)
+        return _check_reward_model(reward.use, key) or list(_check_not_a_function(reward, key))
     try:
         node = find_object(reward.use).node
     except NotFound as error:
@@ -50,6 +50,14 @@ def _check_reward_model(use: str, key: KeyPath) -> list[Problem]:
     if meant:
         return [Problem(f"TRL ships no reward {use}", f"did you mean `{meant}`?", key)]
     return check_model_path(use, key, tokenizer=True)
+
+
+def _check_not_a_function(reward: RewardSpec, key: KeyPath) -> Iterator[Problem]:
+    """What only a function has, given to a reward that is a model; nothing would read it."""
+    given = {"args": bool(reward.args), "timeout": reward.timeout is not None}
+    for name in (name for name, is_given in given.items() if is_given):
+        message = f"`{name}` is for a reward function, and {reward.use} is the path of a reward model"
+        yield Problem(message, "leave it out; a function is `file.py:name` or `package.module:name`", (*key[:-1], name))
 
 
 def _check_class(node: ast.ClassDef, reward: RewardSpec, key: KeyPath) -> list[Problem]:

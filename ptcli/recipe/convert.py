@@ -7,6 +7,7 @@ bool in `trust_remote_code` and text in `revision`, `2024` is text in `split`.
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
@@ -242,6 +243,8 @@ def _breach(limit: Any, value: Any) -> str:
         ("lt", lambda a, b: a < b, "be less than {}"),
         ("min_length", lambda a, b: len(a) >= b, "have at least {}"),
     )
+    if getattr(limit, "allow_inf_nan", None) is False and isinstance(value, float) and not math.isfinite(value):
+        return f"be a finite number, not {value}"
     for name, holds, text in checks:
         bound = getattr(limit, name, None)
         if bound is not None and value is not None and value is not FAULTY and not holds(value, bound):

@@ -97,7 +97,7 @@ class RewardSpec(Section):
 
     use: str
     """`package.module:function`, `file.py:function`, a reward that TRL ships by its name, or a reward model's path."""
-    weight: float = 1.0
+    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
     """Factor of this reward in the sum."""
     args: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments that are bound to the function; those of a class or function that makes one, for making it."""

@@ -271,6 +271,19 @@ METHOD = [
         ],
     ),
     Broken(
+        "an infinite weight",
+        GRPO.replace('reward"}', 'reward", weight: -.inf}'),
+        [error("4:48", "`rewards.0.weight` must be a finite number, not -inf")],
+    ),
+    Broken(
+        "a reward model with what a function has",
+        GRPO.replace('trl.rewards:accuracy_reward"', 'builtin:tiny", args: {x: 1}, timeout: 5'),
+        [
+            error("4:33", "`args` is for a reward function", "builtin:tiny is the path of a reward model"),
+            error("4:47", "`timeout` is for a reward function"),
+        ],
+    ),
+    Broken(
         "more weights than rewards",
         GRPO + "training: {reward_weights: [1.0, 0.5]}\n",
         [error("5:12", "`training.reward_weights` is what `rewards` says", "give each entry of `rewards` its own")],
