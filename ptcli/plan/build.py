@@ -74,7 +74,8 @@ def build_plan(recipe: Recipe, machine: Machine, *, output_dir: Path, server_onl
     decided, more = _decide(recipe, machine, layout, output_dir)
     if not server_only:
         more += adapter_problems(recipe, layout, assumed=machine.assumed)
-        more += _trainer_problems(recipe, layout) + training_problems(recipe, layout.device, assumed=machine.assumed)
+        more += _trainer_problems(recipe, layout)
+        more += training_problems(recipe, layout.device, layout.strategy.kind, assumed=machine.assumed)
     problems += wrong + more
     return Planned(None, tuple(problems)) if problems else Planned(_plan(decided, server_only=server_only))
 

@@ -11,6 +11,7 @@ from typing import Any
 from ptcli.builtin import PREFIX
 from ptcli.methods import METHODS
 from ptcli.plan.arguments import argument, computes_in
+from ptcli.plan.training_rules import KEEPS_MASTERS
 from ptcli.recipe.catalogue import fields
 from ptcli.recipe.model import Recipe
 from ptcli.recipe.scorers import gets_new_head, scorer_paths
@@ -19,8 +20,6 @@ from ptcli.recipe.tokenizers import tokenizer_folder
 _LENGTHS = ("max_completion_length", "max_new_tokens", "response_length")
 _SMALL_STEP = 1e-5
 """Learning rate below which most updates of a bfloat16 weight are lost in its rounding."""
-_KEEPS_MASTERS = frozenset({"DEEPSPEED", "FSDP"})
-"""Kinds of launch that hold a float32 copy of half-precision weights for the optimizer."""
 
 
 def training_notes(recipe: Recipe, kind: str, facts: Mapping[str, Any] | None) -> list[str]:
@@ -47,7 +46,7 @@ def _rounding(recipe: Recipe, kind: str) -> Iterator[str]:
     rate = argument(recipe, "learning_rate")
     dtype = recipe.model.dtype
     full = recipe.peft is None and recipe.model.adapter != "continue"
-    if not full or dtype in (None, "float32") or kind in _KEEPS_MASTERS or not isinstance(rate, float):
+    if not full or dtype in (None, "float32") or kind in KEEPS_MASTERS or not isinstance(rate, float):
         return
     if 0 < rate <= _SMALL_STEP:
         yield (

@@ -32,13 +32,16 @@ FLASH = (
 
 _PACKS_ROWS = ("bfd", "bfd_split", "bfd-requeue")
 """Packing strategies whose rows must not see each other; `wrapped` cuts one long text into blocks."""
+KEEPS_MASTERS = frozenset({"DEEPSPEED", "FSDP"})
+"""Kinds of launch that hold a float32 copy of half-precision weights for the optimizer."""
 _LIGER_FIX = "leave it out, or set use_liger_kernel: false"
 
 
-def training_problems(recipe: Recipe, device: str, *, assumed: bool = False) -> list[Problem]:
-    """Everything that is wrong. `device` is where the trainer computes ("cpu" or "cuda"); on an `assumed` machine
-    nothing is said about what is installed."""
+def training_problems(recipe: Recipe, device: str, kind: str = "NO", *, assumed: bool = False) -> list[Problem]:
+    """Everything that is wrong. `device` is where the trainer computes ("cpu" or "cuda"), `kind` accelerate's
+    distributed_type; on an `assumed` machine nothing is said about what is installed."""
     return [
+        *_scaled_halves(recipe, kind),
         *_attention(recipe, device),
         *_packing(recipe, device),
         *_liger(recipe, device, assumed=assumed),
@@ -47,6 +50,18 @@ def training_problems(recipe: Recipe, device: str, *, assumed: bool = False) -> 
         *_reward_templates(recipe),
         *_mismatched_pairs(recipe),
     ]
+
+
+def _scaled_halves(recipe: Recipe, kind: str) -> Iterator[Problem]:
+    """Training in fp16 scales the loss, and torch's GradScaler takes gradients in float32 only. An adapter's are."""
+    if computes_in(recipe) != "fp16" or kind in KEEPS_MASTERS:
+        return
+    adapts = recipe.peft is not None or recipe.model.adapter == "continue"
+    for section in ("value_model",) if adapts else ("model", "value_model"):
+        spec = getattr(recipe, section)
+        if spec is not None and spec.dtype == "float16":
+            message = f"training.fp16 scales the gradients, and those of {section}.dtype float16 cannot be scaled back"
+            yield Problem(message, f"set {section}.dtype: float32", (section, "dtype"))
 
 
 # --- attention and packing -------------------------------------------------------------------------------------------

@@ -58,6 +58,8 @@ def check_peft(recipe: Recipe) -> Iterator[Problem]:
     row, kind = METHODS[recipe.method], str(peft.get("type", "lora"))
     yield from _check_type(kind, peft, row)
     yield from _check_task(peft, row)
+    if kind == "lora":
+        yield from _check_numbers(peft)
     yield from _check_start(peft)
     yield from _check_output_layer(recipe, row)
     yield from _check_against_model(recipe, peft)
@@ -85,6 +87,17 @@ def _check_task(peft: Mapping[str, Any], row: Method) -> Iterator[Problem]:
     if task is not None and task != TASKS[row.head]:
         message = f"`peft.task_type: {task}` is not the task of {row.name}, which is {TASKS[row.head]}"
         yield Problem(message, "leave it out", ("peft", "task_type"))
+
+
+def _check_numbers(peft: Mapping[str, Any]) -> Iterator[Problem]:
+    """Sizes of LoRA that PEFT refuses once the model is loaded, or that leave nothing to train."""
+    for name in ("r", "lora_alpha"):
+        value = peft.get(name)
+        if isinstance(value, int) and value < 1:
+            yield Problem(f"`peft.{name}` must be at least 1, not {value}", "", ("peft", name))
+    dropout = peft.get("lora_dropout")
+    if isinstance(dropout, int | float) and not 0 <= dropout < 1:
+        yield Problem(f"`peft.lora_dropout` is a probability below 1, not {dropout:g}", "", ("peft", "lora_dropout"))
 
 
 def _check_start(peft: Mapping[str, Any]) -> Iterator[Problem]:

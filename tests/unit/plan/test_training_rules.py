@@ -61,6 +61,22 @@ def test_flash_attention_has_no_float32_kernels(plan_of: Plans) -> None:
     assert said(plan_of("sft", ONE, model=model)) == []
 
 
+def test_float16_weights_cannot_be_trained_with_a_scaled_loss(plan_of: Plans) -> None:
+    half, fp16 = {"path": "builtin:tiny", "dtype": "float16"}, {"fp16": True}
+    assert "cannot be scaled back; set model.dtype: float32" in only(
+        plan_of("sft", ONE, model=half, training=fp16), "model.dtype"
+    )
+    value = {"reward_model": {"path": "builtin:tiny"}, "value_model": half}
+    only(plan_of("ppo", ONE, training=fp16, **value), "value_model.dtype")
+    for fine in (
+        plan_of("sft", ONE, training=fp16),
+        plan_of("sft", ONE, model=half),
+        plan_of("sft", ONE, model=half, training=fp16, peft={"r": 4}),
+        plan_of("sft", "2x80GiB", model=half, training=fp16, launch={"accelerate": "zero2"}),
+    ):
+        assert said(fine) == []
+
+
 @pytest.mark.parametrize("strategy", ["bfd", "bfd_split", None])
 @pytest.mark.parametrize("attention", [None, "sdpa", "eager"])
 def test_packing_wants_flash_attention(plan_of: Plans, strategy: str | None, attention: str | None) -> None:
