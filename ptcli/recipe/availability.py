@@ -23,7 +23,7 @@ def trl_version() -> str:
 def is_shipped(trainer: str) -> bool:
     """Whether the installed TRL has the trainer (`module:Class`)."""
     try:
-        find_object(trainer)
+        find_object(trainer, follow=False)
     except NotFound:
         return False
     return True

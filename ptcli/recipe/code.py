@@ -40,8 +40,9 @@ class Found:
     """Its definition, or the literal assigned to it; None when only running the code would tell."""
 
 
-def find_object(use: str) -> Found:
-    """What `use` names. Raises NotFound when it is certain that it names nothing."""
+def find_object(use: str, *, follow: bool = True) -> Found:
+    """What `use` names. Raises NotFound when it is certain that it names nothing, which the module itself tells; what
+    it imports is read only to `follow` the name to its definition."""
     match = USE.fullmatch(use)
     if match is None:
         raise NotFound(f"{use!r} is not a `file.py:name` or `package.module:name`")
@@ -49,7 +50,8 @@ def find_object(use: str) -> Found:
         path: Path | None = _source_file(Path(match["module"]))
     else:
         path = find_module(match["module"])
-    return _look_up(path, match["name"], match["module"]) if path else Found(None)
+    depth = 0 if follow else _MAX_IMPORTS
+    return _look_up(path, match["name"], match["module"], depth) if path else Found(None)
 
 
 @functools.cache

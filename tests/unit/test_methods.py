@@ -15,7 +15,7 @@ import pytest
 from ptcli.builtin import MODEL
 from ptcli.errors import RequestError
 from ptcli.methods import METHODS, NOT_COVERED, Section, find_method
-from ptcli.recipe import availability
+from ptcli.recipe import availability, code
 from ptcli.recipe.code import NotFound
 from tests.smoke_runs import FURTHER, USUAL
 
@@ -73,16 +73,25 @@ def test_all_methods_are_in_the_pinned_trl() -> None:
     assert [name for name, row in METHODS.items() if availability.not_shipped(row)] == []
 
 
+def test_trainers_are_looked_up_without_reading_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command that reads a recipe looks: parsing GRPO's trainer takes a tenth of a dry run."""
+    read: list[str] = []
+    parse = code._parse
+    monkeypatch.setattr(code, "_parse", lambda path: read.append(path.name) or parse(path))
+    assert all(availability.is_shipped(row.trainer) for row in METHODS.values())
+    assert read == ["__init__.py"] * len(METHODS)
+
+
 @pytest.fixture
 def later_trl(monkeypatch: pytest.MonkeyPatch) -> None:
     """TRL 1.16.0, as far as can be told from outside (user-pain.md R1): these trainers are gone."""
     gone = {"bco", "xpo", "nash_md", "ppo", "prm", "minillm"}
     find = availability.find_object
 
-    def find_object(use: str) -> Any:
+    def find_object(use: str, **how: Any) -> Any:
         if use.partition(":")[0].rpartition(".")[2] in gone:
             raise NotFound("trl.experimental has no such module")
-        return find(use)
+        return find(use, **how)
 
     monkeypatch.setattr(availability, "find_object", find_object)
     monkeypatch.setattr(availability, "version", lambda name: "1.16.0")
