@@ -150,8 +150,12 @@ def _answers_only(recipe: Recipe) -> Iterator[Problem]:
     key = ("training", "assistant_only_loss")
     row = next((row for entry in recipe.data.train if (row := first_row(entry))), None)
     if row is not None and not is_conversational(row):
-        message = "training.assistant_only_loss needs chats, and the rows of data.train are text"
-        yield Problem(message, "leave it out", key)
+        columns = ", ".join(map(str, row)) or "no column"
+        message = (
+            f"training.assistant_only_loss needs chats (a column `messages`), and rows of data.train have {columns}"
+        )
+        fix = "leave it out" + (", or rename: {conversations: messages}" if "conversations" in row else "")
+        yield Problem(message, fix, key)
         return
     folder = tokenizer_folder(recipe.model)
     named = recipe.model.chat_template

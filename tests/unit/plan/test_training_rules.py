@@ -206,7 +206,18 @@ def test_text_has_no_assistant(plan_of: Plans) -> None:
     data = {"train": [{"path": "builtin:arithmetic-text"}]}
     model = {"path": "builtin:tiny", "chat_template": "qwen3"}
     line = only(plan_of("sft", ONE, model=model, data=data, training=ANSWERS), "training.assistant_only_loss")
-    assert "needs chats" in line
+    assert "needs chats (a column `messages`), and rows of data.train have text, " in line
+
+
+def test_chats_in_another_column_are_said_to_be(plan_of: Plans, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"conversations": [{"role": "user", "content": "x"}]}\n')
+    model = {"path": "builtin:tiny", "chat_template": "qwen3"}
+    line = only(
+        plan_of("sft", ONE, model=model, data={"train": [{"path": str(path)}]}, training=ANSWERS),
+        "training.assistant_only_loss",
+    )
+    assert line.endswith("have conversations; leave it out, or rename: {conversations: messages}")
 
 
 def test_the_first_row_of_what_can_be_read_cheaply(tmp_path: Path) -> None:
