@@ -53,6 +53,7 @@ def accept(request: Request) -> Accepted:
     """
     from ptcli.plan.build import build_plan
     from ptcli.recipe.loading import load_recipe
+    from ptcli.run.inputs import check_inputs
 
     _check_working_directory()
     loaded = load_recipe(request.recipe, request.overrides)
@@ -63,9 +64,11 @@ def accept(request: Request) -> Accepted:
     machine = _machine(request, recipe, problems)
     plan = None
     if machine:
-        planned = build_plan(recipe, machine, output_dir=_output_dir(request, recipe), server_only=request.server_only)
+        output_dir = _output_dir(request, recipe)
+        planned = build_plan(recipe, machine, output_dir=output_dir, server_only=request.server_only)
         plan = planned.plan
-        problems += [loaded.sources.locate(problem) for problem in planned.problems]
+        cleared = () if request.server_only else check_inputs(recipe, output_dir)
+        problems += [loaded.sources.locate(problem) for problem in (*planned.problems, *cleared)]
     if problems or plan is None:
         raise RequestError(_once(problems))
     if request.smoke:

@@ -269,6 +269,15 @@ class RunDirectory:
                 path.unlink(missing_ok=True)
 
 
+def is_cleared(run: Path, path: Path) -> bool:
+    """Whether a run that starts in `run` removes `path`, or what is in it. Both resolved."""
+    if path == run:
+        return True
+    inside = path.relative_to(run) if path.is_relative_to(run) else None
+    tops = (inside, *inside.parents) if inside else ()
+    return any(each.parts and run.joinpath(each).match(str(run / left)) for each in tops for left in _LEFT_BY_A_RUN)
+
+
 def _lock_or_refuse(descriptor: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
