@@ -72,15 +72,11 @@ def _quantized(recipe: Recipe) -> Iterator[tuple[str, ModelSpec, Mapping[str, An
             yield section, spec, spec.quantization
 
 
-def _trains_adapter(recipe: Recipe) -> bool:
-    return recipe.peft is not None or recipe.model.adapter == "continue"
-
-
 def _nothing_trainable(recipe: Recipe) -> Iterator[Problem]:
     """Rounded weights have no gradient: an adapter beside them is what can be trained."""
     for section in TRAINED:
         spec = getattr(recipe, section)
-        if spec is None or (section == "model" and _trains_adapter(recipe)):
+        if spec is None or (section == "model" and recipe.trains_adapter):
             continue
         fix = "add `peft:` to train an adapter" if section == "model" else "leave its quantization out"
         if spec.quantization is not None:
@@ -141,7 +137,7 @@ def _device_map(recipe: Recipe, world: int) -> Iterator[Problem]:
 
 def _with_vllm(recipe: Recipe, strategy: Strategy) -> Iterator[Problem]:
     """vLLM gets the adapter merged into the base's own weights."""
-    if decide_backend(recipe) != "vllm" or not _trains_adapter(recipe):
+    if decide_backend(recipe) != "vllm" or not recipe.trains_adapter:
         return
     kind = str((recipe.peft or {}).get("type", "lora"))
     if kind in UNMERGEABLE:

@@ -110,7 +110,7 @@ def _bytes_a_weight(recipe: Recipe, layout: Layout) -> tuple[float, float, float
     if quantization.get("load_in_4bit") or quantization.get("load_in_8bit"):
         width = 0.5 if quantization.get("load_in_4bit") else 1.0
     halves = layout.strategy.kind == "DEEPSPEED" and computes_in(recipe) != "no"  # it casts frozen weights, too
-    if recipe.peft is not None or recipe.model.adapter in ("continue", "new") or quantization:
+    if recipe.trains_adapter or quantization:
         return min(width, 2.0) if halves else width, 0.0, 0.0
     optimizer = str(argument(recipe, "optim", ""))
     adam = optimizer.startswith(("adamw_torch", "adamw_apex", "adamw_anyprecision")) and "bit" not in optimizer

@@ -67,6 +67,6 @@ def _way(recipe: Recipe) -> str:
     if argument(recipe, "sync_ref_model", False):
         steps = argument(recipe, "ref_model_sync_steps", 512)
         return f"a second model in memory, which moves towards the policy every {steps} steps"
-    if needs_own_reference(recipe) or (recipe.peft is None and recipe.model.adapter != "continue"):
+    if needs_own_reference(recipe) or not recipe.trains_adapter:
         return "a second model in memory"
     return "a frozen copy of the adapter" if recipe.model.adapter == "continue" else "the policy with its adapter off"

@@ -56,8 +56,7 @@ def _scaled_halves(recipe: Recipe, kind: str) -> Iterator[Problem]:
     """Training in fp16 scales the loss, and torch's GradScaler takes gradients in float32 only. An adapter's are."""
     if computes_in(recipe) != "fp16" or kind in KEEPS_MASTERS:
         return
-    adapts = recipe.peft is not None or recipe.model.adapter == "continue"
-    for section in ("value_model",) if adapts else ("model", "value_model"):
+    for section in ("value_model",) if recipe.trains_adapter else ("model", "value_model"):
         spec = getattr(recipe, section)
         if spec is not None and spec.dtype == "float16":
             message = f"training.fp16 scales the gradients, and those of {section}.dtype float16 cannot be scaled back"
@@ -197,10 +196,9 @@ def _moving_reference(recipe: Recipe) -> Iterator[Problem]:
     if not argument(recipe, "sync_ref_model", False):
         return
     key: KeyPath = ("training", "sync_ref_model")
-    adapts = recipe.peft is not None or recipe.model.adapter == "continue"
     reasons: Mapping[str, bool] = {
         "there is no reference: beta is 0": argument(recipe, "beta", 0.0) == 0,
-        "the reference of an adapter is the model without it, which does not move": adapts,
+        "the reference of an adapter is the model without it, which does not move": recipe.trains_adapter,
         "precompute_ref_log_probs computes the reference once": argument(recipe, "precompute_ref_log_probs", False),
     }
     for why in (why for why, holds in reasons.items() if holds):

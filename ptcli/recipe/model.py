@@ -331,3 +331,8 @@ class Recipe(Section):
     """What ends a run that is lost, or warns of it."""
     callbacks: list[CallbackSpec] = Field(default_factory=list)
     """TrainerCallbacks of your own."""
+
+    @property
+    def trains_adapter(self) -> bool:
+        """True when only an adapter is trained, a new one or that of `model.path`; the model's weights stay."""
+        return self.peft is not None or self.model.adapter == "continue"

@@ -101,7 +101,7 @@ class GuardCallback(TrainerCallback):
         return watched_clip
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        adapter = self._recipe.peft is not None or self._recipe.model.adapter == "continue"
+        adapter = self._recipe.trains_adapter
         self._sample = sample_trained(self._trainer.model.named_parameters(), adapter=adapter)
         if self._reporter and self._moves and self._sample:
             self._before = fingerprints(self._sample)
