@@ -14,6 +14,7 @@ from typing import Any
 
 from ptcli.errors import KeyPath, Problem, RequestError
 from ptcli.methods import METHODS, Head
+from ptcli.recipe.catalogue import peft_types
 from ptcli.recipe.local_models import (
     ADAPTER_CONFIG,
     BadWeights,
@@ -103,7 +104,7 @@ def _sections(recipe: Recipe) -> Iterator[tuple[str, Head]]:
 
 
 def _superfluous(spec: ModelSpec, section: str) -> Iterator[Problem]:
-    known = spec.path.startswith("builtin:") or is_local(resolve_model_path(spec.path))
+    known = spec.path.startswith("builtin:") or os.path.isdir(resolve_model_path(spec.path))
     if spec.adapter is not None and known:
         message = f"`{section}.adapter` is for a path that is a PEFT adapter, and {spec.path} is none"
         yield Problem(message, "leave it out", (section, "adapter"))
@@ -165,6 +166,9 @@ def _check_base(config: Mapping[str, Any], folder: Path, key: KeyPath) -> list[P
 
 def _check_kind(config: Mapping[str, Any], folder: Path, key: KeyPath, word: str | None) -> list[Problem]:
     kind = str(config.get("peft_type")).lower()
+    if kind not in peft_types():
+        message = f"{folder} is an adapter of type {kind}, which the pinned PEFT does not know"
+        return [Problem(message, "give one that this PEFT has: `ptcli schema` lists them under peft.type", key)]
     if kind in VIRTUAL_TOKENS and word == "continue" and key[0] == "model":
         return [Problem(f"{folder} is an adapter of type {kind}, which PEFT cannot train on once it is saved", "", key)]
     if kind in UNMERGEABLE and (word == "merge" or key[0] != "model"):

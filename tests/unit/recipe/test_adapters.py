@@ -133,6 +133,7 @@ def test_an_adapter_of_itself_ends(tmp_path: Path) -> None:
         ({}, {name.replace("layers.0", "layers.9"): shape for name, shape in LORA.items()}, "has no module"),
         ({"task_type": "SEQ_CLS"}, LORA | SCORE, "gives scores"),
         ({"peft_type": "PROMPT_TUNING"}, {"prompt_embeddings": (4, 64)}, "cannot train on"),
+        ({"peft_type": "OF_TOMORROW"}, LORA, "of type of_tomorrow, which the pinned PEFT does not know"),
     ],
 )
 def test_an_adapter_that_does_not_fit(
@@ -142,6 +143,12 @@ def test_an_adapter_that_does_not_fit(
     problem = only(model={"path": path, "adapter": "continue"})
     assert text in problem.message + problem.fix
     assert problem.key == ("model", "path")
+
+
+@pytest.mark.parametrize("path", ["run@7", "nowhere/adapter"])
+def test_an_adapter_that_is_not_there_is_one_problem(tmp_path: Path, path: str) -> None:
+    (tmp_path / "run" / "checkpoint-5").mkdir(parents=True)
+    assert only(model={"path": str(tmp_path / path), "adapter": "merge"}).key == ("model", "path")
 
 
 def test_broken_adapter_folders(tmp_path: Path) -> None:
