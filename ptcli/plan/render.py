@@ -60,10 +60,9 @@ def _command(step: Step, plan: Plan) -> str:
 
 
 def _summary(plan: Plan) -> list[str]:
-    recipe = plan.recipe
     lines = [
         ("method", f"{plan.method} ({METHODS[plan.method].title})"),
-        ("model", f"{recipe.model.path}, weights in {recipe.model.dtype}"),
+        ("model", _model(plan)),
         *[("reference", text) for text in _reference(plan)],
         *[("rollouts", text) for text in _rollouts(plan)],
         *[("trainer", text) for text in _trainer(plan)],
@@ -73,6 +72,14 @@ def _summary(plan: Plan) -> list[str]:
     ]
     width = max(len(name) for name, _ in lines) + 2
     return [f"{name:<{width}}{text}" for name, text in lines]
+
+
+def _model(plan: Plan) -> str:
+    model, adapter = plan.recipe.model, "; an adapter is trained" if plan.recipe.trains_adapter else ""
+    quantization = model.quantization or {}
+    bits = next((bits for bits in (4, 8) if quantization.get(f"load_in_{bits}bit") is True), None)
+    held = f"{bits} bits, those that are not quantised in {model.dtype}" if bits else str(model.dtype)
+    return f"{model.path}, weights in {held}{adapter}"
 
 
 def _reference(plan: Plan) -> list[str]:

@@ -197,6 +197,21 @@ def test_every_method_with_a_reference_says_so() -> None:
     assert not needs_own_reference(recipe("sft", **LORA))
 
 
+@pytest.mark.parametrize(
+    ("sections", "text"),
+    [
+        ({"model": {"path": "org/m", "dtype": "bfloat16"}}, "org/m, weights in bfloat16\n"),
+        ({"model": {"path": "org/m"}} | LORA, "org/m, weights in float32; an adapter is trained\n"),
+        (
+            {"model": {"path": "org/m", "dtype": "bfloat16", "quantization": {"load_in_4bit": True}}} | LORA,
+            "org/m, weights in 4 bits, those that are not quantised in bfloat16; an adapter is trained\n",
+        ),
+    ],
+)
+def test_the_plan_shows_what_weights_are_held_in(plan_of: Plans, sections: dict[str, Any], text: str) -> None:
+    assert f"# model    {text}" in render_text(plan_of("sft", "1x80GiB", **sections).plan)
+
+
 def test_the_plan_shows_the_reference_and_the_merge(plan_of: Plans, adapter: str) -> None:
     plan = plan_of("dpo", model={"path": adapter, "adapter": "merge"}).plan
     text = render_text(plan)
