@@ -176,7 +176,8 @@ class NonFiniteGuard(Guard):
 
 
 class RewardVarianceGuard(Guard):
-    """The completions of a group all have the same reward: there is nothing to learn from."""
+    """The completions of a group all have the same reward: there is nothing to learn from. Where the reward is as high
+    as it ever was when they differed, the task is solved, and this only warns."""
 
     action: Action = "stop"
     """`off`, `warn` or `stop`."""

@@ -21,6 +21,9 @@ def constant(completions, **columns):
 
 def alternating(completions, **columns):
     return [float(number % 2) for number in range(len(completions))]
+
+def solved(completions, trainer_state, **columns):
+    return [float(trainer_state.global_step > 0 or number % 2) for number in range(len(completions))]
 """
 
 CALLBACKS = """
@@ -133,6 +136,14 @@ def test_no_reward_variance(lab: Path, method: str) -> None:
     with pytest.raises(WorkError, match="100% of the groups have no variance"):
         train(lab, method, rewards=reward(lab, "constant"), guards=guards)
     assert only_event(lab, "reward_variance", "stop")["value"] == 1.0
+
+
+def test_a_run_that_solves_its_task_is_finished_and_saved(lab: Path) -> None:
+    guards = {"reward_variance": {"action": "stop", "patience": 2}}
+    trainer = train(lab, "grpo", rewards=reward(lab, "solved"), guards=guards)
+    assert trainer.state.global_step == 3
+    assert "the task is solved" in only_event(lab, "reward_variance", "warn")["message"]
+    assert (lab / "run" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("method", ["grpo", "online_dpo"])

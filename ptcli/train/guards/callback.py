@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -53,7 +53,7 @@ class Reporter:
         """Raises WorkError when the guard stops the run."""
         if finding is None or sum(event.guard == guard for event in self._events) >= _MOST_EVENTS:
             return
-        action = self._guards.guard(guard).action
+        action: Literal["warn", "stop"] = "warn" if finding.only_warns else self._guards.guard(guard).action
         message = f"guard {guard} at step {step}: {finding.message}"
         self._events.append(Event(guard, step, action, message, finding.value))
         self._metrics.log(step, {"guards": [event.as_dict() for event in self._events if event.step == step]})

@@ -40,6 +40,8 @@ class Finding:
     value: float | None
     """The figure that was judged."""
     message: str
+    only_warns: bool = False
+    """Stopping would throw away what was learned, and going on loses nothing but time."""
 
 
 @dataclass(frozen=True)
@@ -128,16 +130,24 @@ class RewardVariance:
         self._facts = facts
         at_start = max(guard.patience_at_start, -(-GROUPS_AT_START // max(1, facts.groups)))
         self._streak = Streak(guard.patience, at_start)
+        self._best = math.inf
+        """The highest reward of a step that was not bad."""
 
     def judge(self, logs: Logs) -> Finding | None:
-        share = measures.number(logs, measures.NO_VARIANCE)
-        if share is None or not self._streak.count(share > self._guard.threshold):
+        share, reward = measures.number(logs, measures.NO_VARIANCE), measures.number(logs, "reward")
+        if share is None:
             return None
+        bad = share > self._guard.threshold
+        if not bad and reward is not None:
+            self._best = reward if math.isinf(self._best) else max(self._best, reward)
+        if not self._streak.count(bad):
+            return None
+        solved = reward is not None and reward >= self._best
         seen = (
             f"{share:.0%} of the groups have no variance in their rewards (more than {self._guard.threshold:.0%} in "
             f"{self._streak.length} logged steps in a row): nothing is learned from them"
         )
-        return Finding(share, _text(seen, *self._explain(logs)))
+        return Finding(share, _text(seen, *self._explain(logs)), only_warns=solved)
 
     def _explain(self, logs: Logs) -> tuple[str, str]:
         clipped, reward = measures.clipped_share(logs), measures.number(logs, "reward")

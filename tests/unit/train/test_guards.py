@@ -66,6 +66,17 @@ def test_no_variance_later_needs_twenty_steps() -> None:
     assert [step for step, _ in judge("reward_variance", logs)] == [41]
 
 
+@pytest.mark.parametrize(("rewards", "only_warns"), [((0.4, 0.7, 0.7), True), ((0.4, 0.7, 0.6), False), ((), False)])
+def test_a_solved_task_is_no_reason_to_lose_the_run(rewards: tuple[float, ...], only_warns: bool) -> None:
+    """Rewards of two steps with variance, and of those without; where none is logged, nobody knows."""
+    shares = (0.5, 0.5, 1.0)
+    logs = [{"frac_reward_zero_std": share} for share in shares]
+    for line, reward in zip(logs, rewards, strict=False):
+        line["reward"] = reward
+    ((_, finding),) = judge("reward_variance", logs, patience=1)
+    assert finding.only_warns is only_warns
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
