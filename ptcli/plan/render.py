@@ -136,8 +136,15 @@ def _batch(batch: Mapping[str, Any]) -> list[str]:
             ("processes", "world_size"),
         )
     )
-    text = f"{factors} = {batch['global_batch_size']} sequences an optimizer step"
+    text = f"{factors} = {batch['global_batch_size']} {_unit(batch)} an optimizer step"
     return [text, *_generation(batch), _duration(batch)]
+
+
+def _unit(batch: Mapping[str, Any]) -> str:
+    """What a batch is counted in: a row of preferences is a pair of sequences, a prompt of online DPO gets two."""
+    if "completions_per_step" in batch:
+        return "prompts"
+    return "sequences" if {"num_generations", "num_mini_batches"} & batch.keys() else "rows"
 
 
 def _generation(batch: Mapping[str, Any]) -> list[str]:
@@ -150,7 +157,9 @@ def _generation(batch: Mapping[str, Any]) -> list[str]:
 
 
 def _duration(batch: Mapping[str, Any]) -> str:
-    return f"{batch['max_steps']} steps" if "max_steps" in batch else f"{batch['num_train_epochs']:g} epochs"
+    if "max_steps" in batch:
+        return f"{batch['max_steps']} step{'' if batch['max_steps'] == 1 else 's'}"
+    return f"{batch['num_train_epochs']:g} epoch{'' if batch['num_train_epochs'] == 1 else 's'}"
 
 
 def _title(step: Step, plan: Plan) -> str:

@@ -509,3 +509,19 @@ def test_text_shows_the_split_and_the_arithmetic(plan_of: Plans) -> None:
     text = render_text(good(plan_of("grpo", rollouts={"gpus": 4})))
     for part in ("GPUs 0,1,2,3", "GPUs 4,5,6,7", "4 prompts x num_generations 8", "ddp"):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("method", "text"),
+    [
+        ("sft", "= 16 rows an optimizer step\nbatch 1 epoch\n"),
+        ("dpo", "= 16 rows an optimizer step\nbatch 1 epoch\n"),  # pairs of sequences
+        ("xpo", "= 16 prompts an optimizer step\n"),  # two completions each
+        ("grpo", "= 16 sequences an optimizer step\n"),
+        ("ppo", "= 16 sequences an optimizer step\n"),
+    ],
+)
+def test_a_batch_is_counted_in_what_the_trainer_takes(plan_of: Plans, method: str, text: str) -> None:
+    training = {"per_device_train_batch_size": 16, "num_train_epochs": 1}
+    shown = render_text(good(plan_of(method, "1x80GiB", training=training))).splitlines()
+    assert text in "\n".join(" ".join(line.removeprefix("#").split()) for line in shown)
