@@ -10,6 +10,8 @@ import contextlib
 import os
 import pickle
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -83,8 +85,7 @@ class RewardProcess:
         if "trainer_state" in given:
             given["trainer_state"] = _plain_state(given["trainer_state"])
         loggers = tuple(name for name in LOGGERS if columns.get(name) is not None)
-        with contextlib.suppress(BrokenPipeError):
-            self._connection.send_bytes(_pickled(Call(given, loggers), self.spec.use))
+        self._send(_pickled(Call(given, loggers), self.spec.use), seconds)
         answer = self._receive(seconds)
         assert isinstance(answer, Answer)
         return answer
@@ -98,6 +99,21 @@ class RewardProcess:
         if self._connection is not None:
             self._connection.close()
         self._popen = self._connection = self._ready = None
+
+    def _send(self, message: bytes, seconds: float | None) -> None:
+        """Raises TimedOut for a process that does not even listen: a long message waits for its reader."""
+        assert self._connection
+        with socket.socket(fileno=os.dup(self._connection.fileno())) as ours:
+            limit = struct.pack("ll", *divmod(round((seconds or 0) * 10**6), 10**6))  # 0: none
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        try:
+            self._connection.send_bytes(message)
+        except BlockingIOError:
+            self._show_stack()
+            self.end()
+            raise TimedOut from None
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # what became of it is told by whoever waits for its answer
 
     def _receive(self, seconds: float | None) -> Ready | Answer:
         assert self._connection

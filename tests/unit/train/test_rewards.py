@@ -2,6 +2,8 @@
 
 import asyncio
 import inspect
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -302,6 +304,18 @@ def test_a_call_that_hangs_is_killed_with_its_stack_and_the_next_one_answered(pr
     assert time.monotonic() - before < 5
     assert "rewards.py" in capfd.readouterr().err
     assert hanging.call({"completions": ["go on"]}, 20).scores == [1.0]
+
+
+def test_a_process_that_does_not_listen_is_killed_too(process):
+    """More than a socket holds waits for its reader."""
+    length = process("length")
+    length.wait_until_ready()
+    os.kill(length._popen.pid, signal.SIGSTOP)
+    began = time.monotonic()
+    with pytest.raises(TimedOut):
+        length.call({"completions": ["x" * 10**7]}, 0.5)
+    assert time.monotonic() - began < 10
+    assert length.call({"completions": ["x" * 10**7]}, 30).scores == [10.0**7]
 
 
 def test_failures_name_the_line_and_hide_secrets(process, rewards_py, monkeypatch):
