@@ -244,7 +244,8 @@ class StaleWeightsGuard(Guard):
     action: Action = "warn"
     """`off`, `warn` or `stop`."""
     threshold: Annotated[float, Field(gt=0)] = 0.1
-    """Bad is a logged step with a mean difference above this and above 5 times that of the first logged step."""
+    """Bad is a logged step with a mean difference above this and above 5 times that of the first logged step, of which
+    no more than this counts: 5 times this is always bad."""
     patience: Patience = 3
     """Fires at this many bad logged steps in a row."""
 

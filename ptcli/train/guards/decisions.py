@@ -252,7 +252,7 @@ class StaleWeights:
         if value is None:
             return None
         if self._first is None:
-            self._first = value
+            self._first = min(value, self._guard.threshold)  # weights that never arrive differ from the first step on
         limit = max(self._guard.threshold, STALENESS_FACTOR * self._first)
         if not self._streak.count(value > limit):
             return None

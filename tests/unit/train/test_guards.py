@@ -150,6 +150,11 @@ def test_stale_weights_are_measured_by_the_first_difference() -> None:
     assert judge("stale_weights", series(name, 0.05, *[0.2] * 9)) == []
 
 
+def test_weights_that_never_arrive_are_stale_from_the_first_step_on() -> None:
+    logs = series("sampling/sampling_logp_difference/mean", *[13.0] * 4)
+    assert [step for step, _ in judge("stale_weights", logs)] == [3]
+
+
 @pytest.mark.parametrize("name", ["reward_variance", "clipped_completions", "entropy", "kl", "stale_weights"])
 def test_what_is_not_logged_is_not_judged(name: str) -> None:
     fields = {"baseline": 1} if name == "entropy" else {}
