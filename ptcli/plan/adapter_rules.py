@@ -9,7 +9,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ptcli.errors import Problem
+from ptcli.errors import KeyPath, Problem
 from ptcli.methods import METHODS
 from ptcli.plan.accelerate import Strategy
 from ptcli.plan.layout import Layout, decide_backend
@@ -30,6 +30,7 @@ def adapter_problems(recipe: Recipe, layout: Layout, *, assumed: bool = False) -
         *_nothing_trainable(recipe),
         *_quantization_fields(recipe),
         *_quantized_under(recipe, layout.strategy),
+        *_merged_under(recipe, layout.strategy),
         *_device_map(recipe, layout.world),
         *_with_vllm(recipe, layout.strategy),
         *_changed_base(recipe, layout.strategy),
@@ -113,6 +114,20 @@ def _quantized_under(recipe: Recipe, strategy: Strategy) -> Iterator[Problem]:
             yield from _storage(section, spec, values)
 
 
+def _merged_under(recipe: Recipe, strategy: Strategy) -> Iterator[Problem]:
+    """A frozen model that is an adapter is merged in memory. (The trained one is merged on disk, before: start/.)"""
+    if zero_stage(strategy) != 3:
+        return
+    frozen: list[tuple[ModelSpec, KeyPath]] = [
+        (spec, (section, "path")) for section, spec in _specs(recipe) if section != "model"
+    ]
+    frozen += [(ModelSpec(path=each.use), ("rewards", index, "use")) for index, each in enumerate(recipe.rewards)]
+    for spec, key in frozen:
+        if adapter_folder(spec):
+            message = f"{spec.path} is an adapter, and merging it needs whole weights, which ZeRO-3 splits"
+            yield Problem(message, "use launch.accelerate: ddp or zero2, or a model that is merged already", key)
+
+
 def _storage(section: str, spec: ModelSpec, values: Mapping[str, Any]) -> Iterator[Problem]:
     """FSDP splits tensors of one floating type: packed bytes would stay whole on every GPU, with a mere warning."""
     held = spec.dtype or "float32"
@@ -137,15 +152,19 @@ def _device_map(recipe: Recipe, world: int) -> Iterator[Problem]:
 
 def _with_vllm(recipe: Recipe, strategy: Strategy) -> Iterator[Problem]:
     """vLLM gets the adapter merged into the base's own weights."""
-    if decide_backend(recipe) != "vllm" or not recipe.trains_adapter:
+    if decide_backend(recipe) != "vllm":
+        return
+    if tied_embeddings(recipe):
+        message = "the adapter trains one of two embeddings that are one tensor in vLLM's model"
+        own = recipe.model.adapter is None
+        fix = "set peft.ensure_weight_tying: true, or leave them out" if own else "use rollouts.backend: transformers"
+        yield Problem(message, fix, ("peft",) if own else ("model", "adapter"))
+    if not recipe.trains_adapter:
         return
     kind = str((recipe.peft or {}).get("type", "lora"))
     if kind in UNMERGEABLE:
         message = f"`peft.type: {kind}` cannot be merged into the weights that vLLM gets"
         yield Problem(message, "use lora, or rollouts.backend: transformers", ("peft", "type"))
-    if tied_embeddings(recipe):
-        message = "the adapter trains one of two embeddings that are one tensor in vLLM's model"
-        yield Problem(message, "set peft.ensure_weight_tying: true, or leave them out", ("peft",))
     if (recipe.peft or {}).get("layer_replication"):
         message = "`peft.layer_replication` makes a model with more layers than vLLM's has"
         yield Problem(message, "use rollouts.backend: transformers", ("peft", "layer_replication"))

@@ -10,8 +10,8 @@ from typing import Any
 
 from ptcli.errors import KeyPath, Problem
 from ptcli.methods import METHODS, Method
-from ptcli.recipe.adapter_folders import TASKS, VIRTUAL_TOKENS
-from ptcli.recipe.local_models import local_modules, read_model_config
+from ptcli.recipe.adapter_folders import TASKS, VIRTUAL_TOKENS, adapter_folder
+from ptcli.recipe.local_models import adapter_config, local_modules, read_model_config
 from ptcli.recipe.model import Recipe
 from ptcli.recipe.suggest import nearest
 
@@ -46,6 +46,7 @@ _PLAIN = frozenset({
 })  # fmt: skip
 """Fields of LoRA that the checks here know all about."""
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
+_TRAINED = ("modules_to_save", "target_modules")
 _EMBEDDINGS = ("embed_tokens", "wte", "lm_head")
 """Names of the input and output embeddings, which are one tensor in many models."""
 
@@ -205,12 +206,21 @@ def known_from_files(recipe: Recipe) -> bool:
 
 
 def tied_embeddings(recipe: Recipe) -> list[str]:
-    """Names among what the adapter trains that are one tensor with another that it does not train."""
-    peft, config = recipe.peft or {}, read_model_config(recipe.model.path, recipe.model.revision) or {}
-    if not config.get("tie_word_embeddings", False) or peft.get("ensure_weight_tying"):
+    """Names among what the adapters train that are one tensor with another that they do not train.
+
+    The adapters are the recipe's own and the one that the model's path is, whose change is merged or trained on.
+    """
+    config = read_model_config(recipe.model.path, recipe.model.revision) or {}
+    if not config.get("tie_word_embeddings", False):
         return []
-    trained = [*_names(peft.get("modules_to_save")), *_names(peft.get("target_modules"))]
+    untied = [section for section in _adapters(recipe) if not section.get("ensure_weight_tying")]
+    trained = [name for each in untied for key in _TRAINED for name in _names(each.get(key))]
     return [name for name in trained if name.rpartition(".")[2] in _EMBEDDINGS]
+
+
+def _adapters(recipe: Recipe) -> list[Mapping[str, Any]]:
+    folder = adapter_folder(recipe.model) if recipe.model.adapter in ("continue", "merge") else None
+    return [recipe.peft or {}, (adapter_config(folder) if folder else None) or {}]
 
 
 def _names(given: Any) -> list[str]:

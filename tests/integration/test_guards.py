@@ -22,6 +22,9 @@ def constant(completions, **columns):
 def alternating(completions, **columns):
     return [float(number % 2) for number in range(len(completions))]
 
+def infinite(completions, trainer_state, **columns):
+    return [float("inf") if trainer_state.global_step else float(number % 2) for number in range(len(completions))]
+
 def solved(completions, trainer_state, **columns):
     return [float(trainer_state.global_step > 0 or number % 2) for number in range(len(completions))]
 """
@@ -90,6 +93,13 @@ def only_event(lab: Path, guard: str, action: str) -> dict[str, Any]:
     (line,) = [row for row in read_metrics(lab / "run") if "guards" in row]
     assert (line["step"], line["guards"]) == (event["step"], [event])
     return event
+
+
+def test_an_infinite_reward_stops(lab: Path) -> None:
+    """TRL turns it into advantages of 0: loss and gradient are finite, and nothing would be learned for the rest."""
+    with pytest.raises(WorkError, match="guard non_finite at step 2: the mean reward is inf"):
+        train(lab, "grpo", rewards=reward(lab, "infinite"))
+    only_event(lab, "non_finite", "stop")
 
 
 def test_nan_stops_before_the_next_save(lab: Path) -> None:

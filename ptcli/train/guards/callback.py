@@ -142,6 +142,8 @@ class GuardCallback(TrainerCallback):
     ) -> None:
         if logs and "lr" in logs:  # a trainer with a loop of its own, which calls before its step's end
             self._rate = measures.number(logs, "lr")
+        if self._non_finite and self._reporter:
+            self._report("non_finite", self._non_finite.judge(logs or {}), state.global_step)
         complete = self._with_variance(logs or {})
         for name, decision in self._logged.items() if self._reporter else ():
             self._report(name, decision.judge(complete), state.global_step)

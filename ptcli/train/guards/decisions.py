@@ -92,6 +92,7 @@ class NonFinite:
         self._loss = Streak(guard.patience)
         self._gradient = Streak(max(guard.patience, SKIPPED_BY_LOSS_SCALING) if facts.half else guard.patience)
         self._weights = Streak(guard.patience)
+        self._reward = Streak(guard.patience)
         self._told = False
         """This step's loss was bad."""
 
@@ -109,6 +110,14 @@ class NonFinite:
     def judge_weights(self, finite: bool) -> Finding | None:
         """For trainers whose gradients nobody sees."""
         return _lost("trained weights are not finite numbers") if self._weights.count(not finite) else None
+
+    def judge(self, logs: Logs) -> Finding | None:
+        """An infinite reward makes TRL's advantages NaN and then 0: all looks well, and nothing is learned."""
+        reward = measures.mean_reward(logs)
+        if not self._reward.count(reward is not None and not math.isfinite(reward)):
+            return None
+        causes = "a reward that divides by zero or takes the logarithm of zero, or a reward model that overflows"
+        return Finding(None, _text(f"the mean reward is {reward}", causes, "return None where there is no reward"))
 
 
 def _lost(seen: str) -> Finding:

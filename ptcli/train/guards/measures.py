@@ -30,6 +30,7 @@ _CLIPPED: tuple[tuple[str, _Reading], ...] = (
     ("val/num_eos_tokens", lambda count: 0.0 if count else 1.0),
 )
 _ENTROPY = ("policy/entropy_avg", "entropy", "objective/entropy")
+_REWARD = ("reward", "objective/scores")
 _KL_OF_TOKENS = ("kl",)
 _KL_OF_COMPLETIONS = ("objective/kl", "loss/kl")
 
@@ -41,6 +42,11 @@ def number(logs: Logs, name: str) -> float | None:
     except (KeyError, TypeError, ValueError):
         return None
     return value if math.isfinite(value) else None
+
+
+def mean_reward(logs: Logs) -> float | None:
+    """Mean reward of a completion, also one that is not finite; None where there is none."""
+    return next((float(logs[name]) for name in _REWARD if isinstance(logs.get(name), int | float)), None)
 
 
 def share_without_variance(groups: Sequence[Sequence[float | None]]) -> float | None:

@@ -120,6 +120,26 @@ def test_tied_embeddings(plan_of: Plans, tmp_path: Path) -> None:
     assert keys(plan_of("grpo", rollouts={"gpus": 1}, **given)) == ["peft"]
 
 
+@pytest.mark.parametrize("word", ["continue", "merge"])
+def test_tied_embeddings_of_an_adapter_to_start_from(plan_of: Plans, tmp_path: Path, word: str) -> None:
+    """vLLM would drop the head that the merge unties, and generate from the old one."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "tie_word_embeddings": True}))
+    config = {"base_model_name_or_path": str(tmp_path), "peft_type": "LORA", "target_modules": ["lm_head"]}
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(config))
+    given = {"path": str(tmp_path / "adapter"), "adapter": word}
+    assert keys(plan_of("grpo", model=given, rollouts={"gpus": 1})) == ["model.adapter"]
+    assert keys(plan_of("grpo", model=given)) == []
+
+
+def test_a_frozen_adapter_is_not_merged_in_pieces(plan_of: Plans, adapter: str) -> None:
+    reference = {"ref_model": {"path": adapter, "adapter": "merge"}}
+    assert keys(plan_of("dpo", **gpus("zero3", **reference))) == ["ref_model.path"]
+    assert keys(plan_of("dpo", **gpus("zero2", **reference))) == []
+    rewards = {"rewards": [{"use": adapter}]}
+    assert keys(plan_of("grpo", **gpus("zero3", **rewards))) == ["rewards.0.use"]
+
+
 def test_a_start_that_takes_a_part_out_of_the_reference(plan_of: Plans) -> None:
     peft = {"init_lora_weights": "pissa"}
     assert keys(plan_of("grpo", peft=peft)) == []

@@ -179,6 +179,16 @@ def test_a_gradient_that_overflows_is_normal_in_half_precision() -> None:
     assert "the loss is nan" in finding.message
 
 
+@pytest.mark.parametrize("name", ["reward", "objective/scores"])
+def test_an_infinite_reward_shows_in_no_loss(name: str) -> None:
+    guard = NonFinite(GuardsSpec().guard("non_finite"), Facts())
+    assert guard.judge({"loss": 0.0, name: 1.0}) is None
+    assert guard.judge({"loss": 0.0}) is None
+    finding = guard.judge({"loss": 0.0, name: math.inf})
+    assert finding is not None
+    assert "the mean reward is inf" in finding.message
+
+
 def test_nothing_moves() -> None:
     moves = AdapterMoves(GuardsSpec().guard("adapter_moves"))
     before = {"lora_A": 1, "lora_B": 0}
