@@ -9,7 +9,7 @@ There each update goes through vLLM's own layer-wise reload, as it does in the s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import wraps
 from typing import Any
 
@@ -77,7 +77,8 @@ def _check_sync(owner: type, name: str, on_cpu: bool) -> None:
 
     @wraps(original)
     def sync(self: Any) -> None:
-        with _update(self.llm, on_cpu):
+        engine = getattr(self, "llm", None)
+        with _update(engine, on_cpu) if engine is not None else nullcontext():  # none: another trainer's, with a server
             original(self)
 
     setattr(owner, name, sync)

@@ -28,6 +28,8 @@ def test_command(line: str, ptcli: Callable, monkeypatch: pytest.MonkeyPatch) ->
     arguments = shlex.split(line)[1:]
     if arguments[0] == "serve-rollouts":  # its dry form is the same recipe's plan
         arguments[0] = "train"
+    if arguments[0] == "doctor":  # it runs in tests/integration/test_math.py; here its options must be there
+        arguments.append("--help")
     if arguments[0] == "train" and "--dry-run" not in arguments:
         arguments += ["--dry-run"] if "--smoke" in arguments else ["--dry-run", "--assume-gpus", "8x80GiB"]
     result = ptcli(*arguments)
