@@ -174,7 +174,7 @@ def _files(decided: _Decided, steps: tuple[Step, ...]) -> dict[str, str]:
 
 
 def _notes(decided: _Decided) -> tuple[str, ...]:
-    notes = [*decided.layout.strategy.notes]
+    notes = [*decided.layout.strategy.notes, *_unused_rollouts(decided.recipe)]
     server = decided.server
     if uses_colocate(decided.recipe):
         notes += colocate_notes(decided.recipe)
@@ -190,6 +190,17 @@ def _notes(decided: _Decided) -> tuple[str, ...]:
     if decided.layout.nodes > 1:
         notes.append("several nodes: run `launch.sh` on each, with MASTER_ADDR and NODE_RANK set")
     return tuple(notes)
+
+
+def _unused_rollouts(recipe: Recipe) -> list[str]:
+    """No error: `rollouts.backend=transformers` on the command line is how a recipe for a server runs on one GPU."""
+    rollouts = recipe.rollouts
+    said = [name for name in type(rollouts).model_fields if name in rollouts.model_fields_set - {"backend"}]
+    if rollouts.backend != "transformers" or not said:
+        return []
+    return [
+        f"the trainer generates by itself (rollouts.backend: transformers): {', '.join(said)} of rollouts do nothing"
+    ]
 
 
 def _training_notes(decided: _Decided) -> tuple[str, ...]:

@@ -525,3 +525,10 @@ def test_a_batch_is_counted_in_what_the_trainer_takes(plan_of: Plans, method: st
     training = {"per_device_train_batch_size": 16, "num_train_epochs": 1}
     shown = render_text(good(plan_of(method, "1x80GiB", training=training))).splitlines()
     assert text in "\n".join(" ".join(line.removeprefix("#").split()) for line in shown)
+
+
+def test_what_a_trainer_that_generates_by_itself_ignores_is_said(plan_of: Callable[..., Planned]) -> None:
+    given = {"backend": "transformers", "gpus": 1, "engine": {"enable_prefix_caching": True}}
+    (note,) = [note for note in plan_of("grpo", rollouts=given).plan.notes if "rollouts" in note]
+    assert "gpus, engine of rollouts do nothing" in note
+    assert not [note for note in plan_of("grpo", rollouts={"backend": "transformers"}).plan.notes if "rollouts" in note]
