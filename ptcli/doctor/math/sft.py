@@ -117,7 +117,8 @@ def accumulated_loss() -> float:
     rows = [trainer.train_dataset[index] for index in range(len(trainer.train_dataset))]
     parts = [trainer.data_collator(rows[:2]), trainer.data_collator(rows[2:])]
     tokens = sum(int((part["labels"][:, 1:] != -100).sum()) for part in parts)
-    found = sum(float(trainer.compute_loss(trainer.model, part, num_items_in_batch=tokens)) for part in parts)
+    losses = (trainer.compute_loss(trainer.model, part, num_items_in_batch=tokens) for part in parts)
+    found = sum(float(loss.detach()) for loss in losses)
     return apart(found, _cross_entropy(trainer.model, _completions()))
 
 
