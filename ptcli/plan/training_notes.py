@@ -18,6 +18,8 @@ from ptcli.recipe.scorers import gets_new_head, scorer_paths
 from ptcli.recipe.tokenizers import tokenizer_folder
 
 _LENGTHS = ("max_completion_length", "max_new_tokens", "response_length")
+_OF_COMPLETIONS = ("reward_variance", "clipped_completions", "entropy", "kl", "stale_weights")
+"""Guards that look at what the model generates."""
 _SMALL_STEP = 1e-5
 """Learning rate below which most updates of a bfloat16 weight are lost in its rounding."""
 
@@ -33,6 +35,7 @@ def training_notes(recipe: Recipe, kind: str, facts: Mapping[str, Any] | None) -
         *_padding(recipe),
         *_heads(recipe),
         *_unknown_vocabularies(recipe),
+        *_idle_guards(recipe),
     ]
 
 
@@ -105,3 +108,11 @@ def _unknown_vocabularies(recipe: Recipe) -> Iterator[str]:
         if missing:
             verb = "are" if len(missing) > 1 else "is"
             yield f"{section}: {' and '.join(missing)} {verb} not on this machine; the tokens are compared at the start"
+
+
+def _idle_guards(recipe: Recipe) -> Iterator[str]:
+    """No error: a base that several methods share may set them all."""
+    said = [name for name in _OF_COMPLETIONS if name in recipe.guards.model_fields_set]
+    idle = [f"guards.{name}" for name in said if recipe.guards.guard(name).action != "off"]
+    if idle and not METHODS[recipe.method].online:
+        yield f"{', '.join(idle)}: {recipe.method} generates no completions, so there is nothing to watch"

@@ -356,3 +356,11 @@ def test_a_server_of_random_weights_loads_none(plan_of: Plans) -> None:
     plain = plan_of("grpo", rollouts={"gpus": 1}).plan
     assert plain is not None
     assert "--load-format" not in plain.steps[0].argv
+
+
+def test_guards_that_have_nothing_to_watch_are_said(plan_of: Plans) -> None:
+    guards = {"kl": "stop", "entropy": "off", "non_finite": "warn"}
+    (note,) = notes(plan_of("sft", ONE, guards=guards), "guards.")
+    assert note.startswith("guards.kl: sft generates no completions")
+    assert notes(plan_of("sft", ONE), "guards.") == []
+    assert notes(plan_of("grpo", ONE, guards={"entropy": "stop"}), "nothing to watch") == []
