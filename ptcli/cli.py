@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ptcli.errors import Interrupted, Problem, PtcliError, RequestError
+from ptcli.errors import Interrupted, Problem, PtcliError, RequestError, WorkError
 from ptcli.request import Accepted, Request, accept, plan_request
 
 if TYPE_CHECKING:
@@ -268,6 +269,12 @@ def _errors_reported() -> Iterator[None]:
         # The reader of a pipe (`| head`) has seen enough.
         _discard_stdout()
         raise SystemExit(0) from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise  # not of a stream: a mistake of ours
+        typer.echo(f"error: cannot write to stdout: {error.strerror}", err=True)
+        _discard_stdout()
+        raise SystemExit(WorkError.exit_code) from None
 
 
 def _open_standard_streams() -> None:

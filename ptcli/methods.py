@@ -270,6 +270,6 @@ def find_method(name: str) -> Method:
         return METHODS[name]
     if name in NOT_COVERED:
         raise RequestError(Problem(f"method {name!r} is not covered yet", fix=f"methods: {', '.join(METHODS)}"))
-    nearest = difflib.get_close_matches(name, METHODS, 1)
+    nearest = difflib.get_close_matches(name, METHODS, 1, 0.7)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"methods: {', '.join(METHODS)}"
     raise RequestError(Problem(f"unknown method {name!r}", fix=hint))

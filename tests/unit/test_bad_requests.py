@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -180,3 +182,11 @@ def test_the_working_directory_is_gone(tmp_path: Path, ptcli: Callable, monkeypa
     result = ptcli("train", tmp_path / "r.yaml")
     assert result.code == 2, result
     assert "working directory is gone" in result.err
+
+
+def test_a_full_disk_behind_stdout(root: Path) -> None:
+    """`ptcli methods > FILE` where nothing can be written: no traceback."""
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "ptcli", "methods"]
+        done = subprocess.run(command, cwd=root, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "error: cannot write to stdout: No space left on device\n")
