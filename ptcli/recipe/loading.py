@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -91,10 +91,15 @@ class Loaded:
         return self.recipe
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Loaded:
+References = Callable[[Recipe], list[Problem]]
+"""Looks up what a recipe names outside itself."""
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = (), *, references: References = check_references) -> Loaded:
     """Read, merge, interpolate and check a recipe.
 
-    `overrides` are `KEY=VALUE`. Raises nothing for a user's mistake: it is among the problems of the result.
+    `overrides` are `KEY=VALUE`; `references` says what is looked up of all that the recipe names. Raises nothing for a
+    user's mistake: it is among the problems of the result.
     """
     folder = Path.cwd()
     files = RecipeFiles()
@@ -105,7 +110,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     if tree is None:
         return Loaded(None, _in_order(problems, order), SourceMap())
     overridden, found = apply_overrides(tree, [override for override in parsed if override.parts != ("extends",)])
-    return _check(_with_defaults(overridden, path), problems + found, order)
+    return _check(_with_defaults(overridden, path), problems + found, order, references)
 
 
 def _last_extends(overrides: Iterable[Override]) -> Node | None:
@@ -124,7 +129,7 @@ def _with_defaults(tree: Table, path: Path) -> Table:
     return Table(entries, tree.source, tree.where)
 
 
-def _check(merged: Table, problems: list[Problem], order: Sequence[str]) -> Loaded:
+def _check(merged: Table, problems: list[Problem], order: Sequence[str], references: References) -> Loaded:
     # Once before, so that what refers to a secret is not reported as well, and once for what came from variables.
     secrets = list(find_literal_secrets(merged))
     tree, keyed = interpolate(_without(merged, secrets), os.environ)
@@ -143,7 +148,7 @@ def _check(merged: Table, problems: list[Problem], order: Sequence[str]) -> Load
     sources = SourceMap(dict(positions(tree)), converter.kept)
     located = [sources.locate_written(problem) for problem in keyed]
     if recipe:
-        located += map(sources.locate, check_references(recipe))
+        located += map(sources.locate, references(recipe))
     return Loaded(recipe, _in_order(problems + located, order), sources)
 
 

@@ -22,7 +22,7 @@ from ptcli.recipe.random_weights import check_random_weights
 from ptcli.recipe.scorers import check_scorers
 from ptcli.recipe.tokenizers import check_tokenizers
 
-__all__ = ["check_references", "read_model_config", "resolve_model_path"]
+__all__ = ["check_data_entries", "check_references", "read_model_config", "resolve_model_path"]
 
 
 def check_references(recipe: Recipe) -> list[Problem]:
@@ -32,8 +32,7 @@ def check_references(recipe: Recipe) -> list[Problem]:
         spec = getattr(recipe, name)
         if spec is not None:
             problems += check_model(spec, (name,))
-    for key, entry in _data_entries(recipe):
-        problems += check_data(entry, (*key, "path"))
+    problems += check_data_entries(recipe)
     passed = METHODS[recipe.method].reward_arguments
     for index, reward in enumerate(recipe.rewards):
         problems += check_reward(reward, ("rewards", index, "use"), passed)
@@ -42,6 +41,12 @@ def check_references(recipe: Recipe) -> list[Problem]:
     problems += [*check_tokenizers(recipe), *check_padding(recipe), *check_scorers(recipe)]
     problems += [*check_timeouts(recipe), *check_random_weights(recipe), *check_adapters(recipe), *check_peft(recipe)]
     return [*problems, *check_targets(recipe)]
+
+
+def check_data_entries(recipe: Recipe) -> Iterator[Problem]:
+    """A problem for each file, folder or shipped set that `data` names and that is not there."""
+    for key, entry in _data_entries(recipe):
+        yield from check_data(entry, (*key, "path"))
 
 
 def _data_entries(recipe: Recipe) -> Iterator[tuple[KeyPath, DataEntry]]:
