@@ -18,6 +18,8 @@ from ptcli.errors import Interrupted, Problem, PtcliError, RequestError, WorkErr
 from ptcli.request import Accepted, Request, accept, plan_request
 
 if TYPE_CHECKING:
+    from ptcli.data.check import Depth
+    from ptcli.data.request import DataRequest
     from ptcli.plan.model import Plan
 
 app = typer.Typer(
@@ -109,6 +111,53 @@ def serve_rollouts(recipe: RecipeFile, overrides: Overrides = None) -> None:
     raise typer.Exit(serve(plan, view=choose_view(quiet=False)))
 
 
+@app.command("validate-data", short_help="Check a recipe's data against its method. Needs no GPU.")
+def validate_data(
+    recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="The YAML recipe.")] = None,
+    overrides: Overrides = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Instead of a recipe: a file, a folder, a glob or a hub id.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(metavar="M", help="With --data: one of `ptcli methods`.")] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="PATH", help="With --data: whose tokenizer; without, tokens are not checked.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(metavar="N", help="With --data: tokens of a row at most. Default: TRL's.")
+    ] = None,
+    sample: Annotated[int | None, typer.Option(metavar="N", min=1, help="Look at N rows only, spread evenly.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Tokenize every row, not a sample.")] = False,
+    show: Annotated[int, typer.Option(metavar="N", min=0, help="Print N rows, marking what is trained.")] = 0,
+    explain: Annotated[
+        str | None, typer.Option(metavar="RULE", help="Print what a rule means, and nothing else.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check the data of a recipe, or a file, against what the method trains on.
+
+    Every row is read as it is in the file, and tokenized as the method's trainer does it (a sample, unless --full):
+
+      ptcli validate-data recipes/sft.yaml
+
+      ptcli validate-data --data my.jsonl --method dpo --model Qwen/Qwen2.5-0.5B-Instruct --show 3
+
+      ptcli validate-data --explain boundary-token-merge
+
+    Exit code 1 when there is an error; warnings are allowed.
+    """
+    if explain is not None:
+        return _explain(explain)
+    if sample is not None and full:
+        raise RequestError("--sample looks at some rows and --full at all; give one of them")
+    if show and as_json:
+        raise RequestError("--show prints rows for people; leave it out, or --json")
+    from ptcli.data.check import Depth
+    from ptcli.data.request import DataRequest
+
+    request = DataRequest(recipe, tuple(overrides or ()), data, method, model, max_length)
+    _validate(request, Depth(sample, full, show), as_json)
+
+
 @app.command(short_help="Print or write a commented recipe to start from.")
 def init(
     method: Annotated[str, typer.Argument(metavar="METHOD", help="One of `ptcli methods`.")],
@@ -186,6 +235,44 @@ def methods(as_json: Json = False) -> None:
         _print_json(method_facts())
     else:
         typer.echo("\n".join(method_lines()))
+
+
+def _explain(rule: str) -> None:
+    from ptcli.data.pages import page
+
+    typer.echo(page(rule), nl=False)
+
+
+def _validate(request: DataRequest, depth: Depth, as_json: bool) -> None:
+    """Check data, print the report and leave with its exit code."""
+    from ptcli.data.check import check
+    from ptcli.data.child import progress_text
+    from ptcli.data.report import report_json, report_lines
+    from ptcli.data.request import accept_data
+    from ptcli.run.panel import choose_view
+    from ptcli.run.signals import signals_raised
+
+    accepted, view = accept_data(request), choose_view(quiet=as_json or not sys.stderr.isatty())
+    try:
+        with signals_raised():
+            checked = check(
+                accepted.recipe,
+                depth,
+                progress=lambda *read: view.show(f"reading {progress_text(*read)}"),
+                hide_torch=True,
+            )
+    except RequestError as error:
+        raise RequestError([accepted.sources.locate(problem) for problem in error.problems]) from None
+    finally:
+        view.close()
+    with _unread_output_forgiven():
+        if as_json:
+            _print_json(report_json(checked.report))
+        else:
+            typer.echo(
+                "\n".join([*checked.shown_lines(sys.stdout.isatty()), *report_lines(checked.report, checked.place)])
+            )
+    raise typer.Exit(0 if checked.report.ok else 1)
 
 
 def _print_plan(plan: Plan, as_json: bool) -> None:

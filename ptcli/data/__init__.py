@@ -1,1 +1,1 @@
-"""Checks of data sets: rows as they are in the files, before any library coerces them, against what a method trains on."""
+"""Checks of data sets: rows as their files have them, before any library coerces them, against what a method trains."""

@@ -11,8 +11,8 @@ from ptcli.errors import Problem, RequestError
 from ptcli.methods import METHODS, Method, find_method
 from ptcli.recipe.catalogue import fields
 from ptcli.recipe.code_references import check_reward
-from ptcli.recipe.local_models import is_local, resolve_model_path
 from ptcli.recipe.loading import SourceMap, load_recipe
+from ptcli.recipe.local_models import is_local, resolve_model_path
 from ptcli.recipe.model import DataEntry, DataSpec, ModelSpec, Recipe, RolloutsSpec
 from ptcli.recipe.model_references import check_model
 from ptcli.recipe.references import check_data_entries

@@ -1,10 +1,12 @@
-"""Ctrl-C, SIGTERM and SIGHUP, noted instead of obeyed at once, so that a run is ended in order."""
+"""Ctrl-C, SIGTERM and SIGHUP: noted instead of obeyed at once, so that a run is ended in order, or raised."""
 
 from __future__ import annotations
 
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -44,3 +46,18 @@ class Signals:
     def hurry(self) -> bool:
         """True once a person asked twice."""
         return bool(self._received) and self._received[-1][1] - self._received[0][1] > _SAME
+
+
+@contextmanager
+def signals_raised() -> Iterator[None]:
+    """Raise Interrupted wherever the work is when a signal comes: for work that leaves nothing to be ended in order."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise Interrupted(signum)
+
+    old = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in old.items():
+            signal.signal(signum, handler)

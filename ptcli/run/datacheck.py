@@ -1,0 +1,37 @@
+"""The check of a run's data, in a child before server and trainer: what is wrong with them ends the run with 1."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ptcli.errors import Problem, RequestError, WorkError
+from ptcli.run.child import ChildDied, run_check
+
+if TYPE_CHECKING:
+    from ptcli.plan.model import Plan
+    from ptcli.recipe.loading import SourceMap
+    from ptcli.run.panel import View
+
+ACCEPT = "mend the data, or accept a rule by name with data.allow; ptcli validate-data shows more"
+
+
+def check_data(plan: Plan, sources: SourceMap, *, view: View) -> None:
+    """Check the rows against the method, and say what is worth a warning.
+
+    Raises:
+        RequestError: for data that are not there.
+        WorkError: when the data have errors, each in a line of its own.
+        Interrupted: on a signal; nothing is left behind.
+    """
+    try:
+        found = run_check(plan, "ptcli.data.child", "checking the data", view)
+    except ChildDied as death:
+        raise WorkError(f"the data could not be checked: {death}") from None
+    if found["problems"]:
+        problems = [Problem(each["message"], each["fix"], tuple(each["key"])) for each in found["problems"]]
+        raise RequestError([sources.locate(problem) for problem in problems])
+    for line in found["warnings"]:
+        view.say(line)
+    if found["errors"]:
+        view.close()
+        raise WorkError("\n".join(["the data would train something else than is meant", *found["errors"], ACCEPT]))
