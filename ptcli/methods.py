@@ -114,6 +114,8 @@ class Method:
     """True when the trainer knows of the tokens that prompt tuning puts before a row's own."""
     arguments: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Trainer argument -> recipe section, where the two have different names."""
+    encoder: str = ""
+    """Import string of what turns rows into tokens as the trainer does, for the data checks."""
     last_release: str = ""
     """The last TRL release that ships the trainer, where a later one does not."""
 
@@ -133,42 +135,50 @@ _ROWS = (
         "sft", "supervised fine-tuning", "trl:SFTTrainer", "trl:SFTConfig",
         (_D.LANGUAGE_MODELING, _D.PROMPT_COMPLETION), "builtin:arithmetic-messages",
         reads_output_layer="chunked", virtual_tokens=True,
+        encoder="ptcli.data.tokens.supervised:SFT",
     ),
     Method(
         "dpo", "direct preference optimisation", "trl:DPOTrainer", "trl:DPOConfig",
         (_D.PREFERENCE,), "builtin:arithmetic-preference", takes=("ref_model",),
         reference="always", reads_output_layer="liger",
+        encoder="ptcli.data.tokens.preference:DPO",
     ),
     Method(
         "kto", "Kahneman-Tversky optimisation", "trl:KTOTrainer", "trl:KTOConfig",
         (_D.UNPAIRED_PREFERENCE, _D.PREFERENCE), "builtin:arithmetic-unpaired", takes=("ref_model",),
         reference="always", reads_output_layer="liger",
+        encoder="ptcli.data.tokens.preference:KTO",
     ),
     Method(
         "cpo", "contrastive preference optimisation", "trl.experimental.cpo:CPOTrainer",
         "trl.experimental.cpo:CPOConfig", (_D.PREFERENCE,), "builtin:arithmetic-preference", evaluates="one set",
+        encoder="ptcli.data.tokens.handmade:CPO",
     ),
     Method(
         "orpo", "odds-ratio preference optimisation", "trl.experimental.orpo:ORPOTrainer",
         "trl.experimental.orpo:ORPOConfig", (_D.PREFERENCE,), "builtin:arithmetic-preference", evaluates="one set",
+        encoder="ptcli.data.tokens.handmade:CPO",
     ),
     Method(
         "bco", "binary classifier optimisation", "trl.experimental.bco:BCOTrainer", "trl.experimental.bco:BCOConfig",
         (_D.UNPAIRED_PREFERENCE, _D.PREFERENCE), "builtin:arithmetic-unpaired", takes=("ref_model",),
         evaluates="one set", last_release="1.13.0",
         reference="always", keeps_adapter=False,
+        encoder="ptcli.data.tokens.handmade:BCO",
     ),
     Method(
         "grpo", "group relative policy optimisation", "trl:GRPOTrainer", "trl:GRPOConfig",
         (_D.PROMPT_ONLY,), "builtin:arithmetic", online=True, batching=Batching.GENERATION,
         needs=("rewards",), backends=_ROLLOUTS, reward_arguments=_LOGGED, awaits_rewards=True,
         reference="with beta", reads_output_layer="liger", virtual_tokens=True,
+        encoder="ptcli.data.tokens.prompts:Rollout",
     ),
     Method(
         "rloo", "REINFORCE leave-one-out", "trl:RLOOTrainer", "trl:RLOOConfig",
         (_D.PROMPT_ONLY,), "builtin:arithmetic", online=True, batching=Batching.GENERATION,
         needs=("rewards",), backends=_ROLLOUTS, reward_arguments=_LOGGED, awaits_rewards=True,
         reference="with beta",
+        encoder="ptcli.data.tokens.prompts:Rollout",
     ),
     Method(
         "online_dpo", "online DPO", "trl.experimental.online_dpo:OnlineDPOTrainer",
@@ -176,6 +186,7 @@ _ROWS = (
         batching=Batching.PAIRS, evaluates="nothing", needs=("rewards",), takes=("ref_model",), backends=_ROLLOUTS,
         reward_arguments=_REWARDED,
         reference="always",
+        encoder="ptcli.data.tokens.prompts:LeftCut",
     ),
     Method(
         "xpo", "exploratory preference optimisation", "trl.experimental.xpo:XPOTrainer",
@@ -185,6 +196,7 @@ _ROWS = (
         same_vocabulary=("reward_model",), arguments=MappingProxyType({"reward_funcs": "reward_model"}),
         last_release="1.13.0",
         reference="always", switches_adapter_off=False,
+        encoder="ptcli.data.tokens.prompts:LeftCut",
     ),
     Method(
         "nash_md", "Nash mirror descent", "trl.experimental.nash_md:NashMDTrainer",
@@ -194,6 +206,7 @@ _ROWS = (
         same_vocabulary=("reward_model",), arguments=MappingProxyType({"reward_funcs": "reward_model"}),
         last_release="1.13.0",
         reference="always", switches_adapter_off=False,
+        encoder="ptcli.data.tokens.prompts:LeftCut",
     ),
     Method(
         "ppo", "proximal policy optimisation", "trl.experimental.ppo:PPOTrainer", "trl.experimental.ppo:PPOConfig",
@@ -202,22 +215,26 @@ _ROWS = (
         stand_ins=MappingProxyType({"value_model": "reward_model"}), same_vocabulary=("reward_model", "value_model"),
         prompts="tokens", stop_arguments=("stop_token", "stop_token_id"), wants_eval=True, evaluates="one set",
         last_release="1.12.0", reference="always", keeps_adapter=False,
+        encoder="ptcli.data.tokens.prompts:PPO",
     ),
     Method(
         "reward", "reward model", "trl:RewardTrainer", "trl:RewardConfig",
         (_D.PREFERENCE,), "builtin:arithmetic-preference", head="sequence_classification",
         virtual_tokens=True,
+        encoder="ptcli.data.tokens.preference:Reward",
     ),
     Method(
         "prm", "process reward model", "trl.experimental.prm:PRMTrainer", "trl.experimental.prm:PRMConfig",
         (_D.STEPWISE_SUPERVISION,), "builtin:arithmetic-steps", head="token_classification", evaluates="one set",
         last_release="1.13.0",
+        encoder="ptcli.data.tokens.steps:PRM",
     ),
     Method(
         "gkd", "generalised knowledge distillation", "trl.experimental.gkd:GKDTrainer",
         "trl.experimental.gkd:GKDConfig", (_D.LANGUAGE_MODELING,), "builtin:arithmetic-messages", online=True,
         needs=("teacher",), same_vocabulary=("teacher",), arguments=MappingProxyType({"teacher_model": "teacher"}),
         reads_output_layer="chunked",
+        encoder="ptcli.data.tokens.supervised:GKD",
     ),
     Method(
         "minillm", "reverse-KL distillation", "trl.experimental.minillm:MiniLLMTrainer",
@@ -226,6 +243,7 @@ _ROWS = (
         reward_arguments=_LOGGED, awaits_rewards=True, same_vocabulary=("teacher",),
         arguments=MappingProxyType({"teacher_model": "teacher"}), last_release="1.14.2",
         reference="with beta",
+        encoder="ptcli.data.tokens.prompts:Rollout",
     ),
     Method(
         "distillation", "on-policy distillation", "trl:DistillationTrainer", "trl:DistillationConfig",
@@ -233,6 +251,7 @@ _ROWS = (
         needs=("teacher",), backends=_ROLLOUTS, same_vocabulary=("teacher",),
         arguments=MappingProxyType({"teacher_model": "teacher"}),
         reads_output_layer="always",
+        encoder="ptcli.data.tokens.prompts:Rollout",
     ),
 )  # fmt: skip
 
