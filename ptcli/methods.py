@@ -54,6 +54,44 @@ Reference = Literal["none", "always", "with beta"]
 ReadsOutputLayer = Literal["no", "always", "chunked", "liger"]
 """`chunked`: in the chunked loss, which is the default, and with Liger kernels."""
 Head = Literal["causal_lm", "sequence_classification", "token_classification"]
+ImplicitPrompt = Literal["first row decides", "row by row", "kept"]
+"""Where the prompt of preference pairs without one is cut off: from every row when the first has no `prompt`; from each
+row by itself, also where a string `prompt` stands beside chats; nowhere, the answers are read with it."""
+EmptyPrompt = Literal["error", "warning", "ok"]
+
+
+@dataclass(frozen=True)
+class DataTraits:
+    """What a trainer reads of a row besides the columns of its dataset type, and what it makes of it (TRL 1.12.0)."""
+
+    text: bool = True
+    """False where rows must be chats."""
+    chats: bool = True
+    """False where no chat template is applied."""
+    token_columns: tuple[tuple[str, ...], ...] = ()
+    """Column sets that are taken as token ids already, in order of precedence."""
+    text_field: bool = False
+    """True where `dataset_text_field` names the column of text."""
+    sharegpt: bool = False
+    """True where `conversations` with from/value becomes `messages`; role values stay."""
+    tools: bool = False
+    """True where a row's `tools` are rendered."""
+    template_kwargs: bool = False
+    """True where a row's `chat_template_kwargs` reach the template."""
+    implicit_prompt: ImplicitPrompt = "first row decides"
+    checks_last_role: bool = False
+    """True where rendering fails on a prompt that ends with neither user, tool nor assistant."""
+    strict_labels: bool = False
+    """True where only JSON's true and false count as labels; elsewhere 0 and 1 do too."""
+    shuffles: bool = True
+    """False where rows are trained in the order of the file."""
+    kl_batches: bool = False
+    """True where each completion is also scored under its neighbour's prompt, within a batch."""
+    margin: bool = False
+    """True where a column `margin` enters the loss."""
+    last_turn_only: bool = False
+    """True where only the last message is trained, and everything before it is the prompt."""
+    empty_prompt: EmptyPrompt = "warning"
 
 
 @dataclass(frozen=True)
@@ -116,6 +154,7 @@ class Method:
     """Trainer argument -> recipe section, where the two have different names."""
     encoder: str = ""
     """Import string of what turns rows into tokens as the trainer does, for the data checks."""
+    data: DataTraits = field(default_factory=DataTraits)
     last_release: str = ""
     """The last TRL release that ships the trainer, where a later one does not."""
 
@@ -129,6 +168,8 @@ _D = DatasetType
 _ROLLOUTS: tuple[Backend, ...] = ("vllm", "transformers")
 _REWARDED = ("prompts", "completions", "completion_ids", "trainer_state")
 _LOGGED = (*_REWARDED, "log_extra", "log_metric")
+_PROMPTS = DataTraits(empty_prompt="error")
+_CUT_ROW_BY_ROW = DataTraits(template_kwargs=True, implicit_prompt="row by row", checks_last_role=True)
 
 _ROWS = (
     Method(
@@ -136,28 +177,35 @@ _ROWS = (
         (_D.LANGUAGE_MODELING, _D.PROMPT_COMPLETION), "builtin:arithmetic-messages",
         reads_output_layer="chunked", virtual_tokens=True,
         encoder="ptcli.data.tokens.supervised:SFT",
+        data=DataTraits(
+            token_columns=(("input_ids",),), text_field=True, sharegpt=True, tools=True, template_kwargs=True,
+        ),
     ),
     Method(
         "dpo", "direct preference optimisation", "trl:DPOTrainer", "trl:DPOConfig",
         (_D.PREFERENCE,), "builtin:arithmetic-preference", takes=("ref_model",),
         reference="always", reads_output_layer="liger",
         encoder="ptcli.data.tokens.preference:DPO",
+        data=DataTraits(tools=True, template_kwargs=True),
     ),
     Method(
         "kto", "Kahneman-Tversky optimisation", "trl:KTOTrainer", "trl:KTOConfig",
         (_D.UNPAIRED_PREFERENCE, _D.PREFERENCE), "builtin:arithmetic-unpaired", takes=("ref_model",),
         reference="always", reads_output_layer="liger",
         encoder="ptcli.data.tokens.preference:KTO",
+        data=DataTraits(tools=True, template_kwargs=True, shuffles=False, kl_batches=True),
     ),
     Method(
         "cpo", "contrastive preference optimisation", "trl.experimental.cpo:CPOTrainer",
         "trl.experimental.cpo:CPOConfig", (_D.PREFERENCE,), "builtin:arithmetic-preference", evaluates="one set",
         encoder="ptcli.data.tokens.handmade:CPO",
+        data=_CUT_ROW_BY_ROW,
     ),
     Method(
         "orpo", "odds-ratio preference optimisation", "trl.experimental.orpo:ORPOTrainer",
         "trl.experimental.orpo:ORPOConfig", (_D.PREFERENCE,), "builtin:arithmetic-preference", evaluates="one set",
         encoder="ptcli.data.tokens.handmade:CPO",
+        data=_CUT_ROW_BY_ROW,
     ),
     Method(
         "bco", "binary classifier optimisation", "trl.experimental.bco:BCOTrainer", "trl.experimental.bco:BCOConfig",
@@ -165,6 +213,9 @@ _ROWS = (
         evaluates="one set", last_release="1.13.0",
         reference="always", keeps_adapter=False,
         encoder="ptcli.data.tokens.handmade:BCO",
+        data=DataTraits(
+            implicit_prompt="row by row", checks_last_role=True, strict_labels=True, empty_prompt="error",
+        ),
     ),
     Method(
         "grpo", "group relative policy optimisation", "trl:GRPOTrainer", "trl:GRPOConfig",
@@ -172,6 +223,7 @@ _ROWS = (
         needs=("rewards",), backends=_ROLLOUTS, reward_arguments=_LOGGED, awaits_rewards=True,
         reference="with beta", reads_output_layer="liger", virtual_tokens=True,
         encoder="ptcli.data.tokens.prompts:Rollout",
+        data=_PROMPTS,
     ),
     Method(
         "rloo", "REINFORCE leave-one-out", "trl:RLOOTrainer", "trl:RLOOConfig",
@@ -179,6 +231,7 @@ _ROWS = (
         needs=("rewards",), backends=_ROLLOUTS, reward_arguments=_LOGGED, awaits_rewards=True,
         reference="with beta",
         encoder="ptcli.data.tokens.prompts:Rollout",
+        data=_PROMPTS,
     ),
     Method(
         "online_dpo", "online DPO", "trl.experimental.online_dpo:OnlineDPOTrainer",
@@ -187,6 +240,7 @@ _ROWS = (
         reward_arguments=_REWARDED,
         reference="always",
         encoder="ptcli.data.tokens.prompts:LeftCut",
+        data=_PROMPTS,
     ),
     Method(
         "xpo", "exploratory preference optimisation", "trl.experimental.xpo:XPOTrainer",
@@ -197,6 +251,7 @@ _ROWS = (
         last_release="1.13.0",
         reference="always", switches_adapter_off=False,
         encoder="ptcli.data.tokens.prompts:LeftCut",
+        data=_PROMPTS,
     ),
     Method(
         "nash_md", "Nash mirror descent", "trl.experimental.nash_md:NashMDTrainer",
@@ -207,6 +262,7 @@ _ROWS = (
         last_release="1.13.0",
         reference="always", switches_adapter_off=False,
         encoder="ptcli.data.tokens.prompts:LeftCut",
+        data=_PROMPTS,
     ),
     Method(
         "ppo", "proximal policy optimisation", "trl.experimental.ppo:PPOTrainer", "trl.experimental.ppo:PPOConfig",
@@ -216,18 +272,24 @@ _ROWS = (
         prompts="tokens", stop_arguments=("stop_token", "stop_token_id"), wants_eval=True, evaluates="one set",
         last_release="1.12.0", reference="always", keeps_adapter=False,
         encoder="ptcli.data.tokens.prompts:PPO",
+        data=DataTraits(token_columns=(("input_ids",),), empty_prompt="error"),
     ),
     Method(
         "reward", "reward model", "trl:RewardTrainer", "trl:RewardConfig",
         (_D.PREFERENCE,), "builtin:arithmetic-preference", head="sequence_classification",
         virtual_tokens=True,
         encoder="ptcli.data.tokens.preference:Reward",
+        data=DataTraits(
+            token_columns=(("chosen_ids", "rejected_ids"), ("chosen_input_ids", "rejected_input_ids")), tools=True,
+            template_kwargs=True, implicit_prompt="kept", margin=True,
+        ),
     ),
     Method(
         "prm", "process reward model", "trl.experimental.prm:PRMTrainer", "trl.experimental.prm:PRMConfig",
         (_D.STEPWISE_SUPERVISION,), "builtin:arithmetic-steps", head="token_classification", evaluates="one set",
         last_release="1.13.0",
         encoder="ptcli.data.tokens.steps:PRM",
+        data=DataTraits(chats=False, token_columns=(("input_ids", "labels"),), empty_prompt="ok"),
     ),
     Method(
         "gkd", "generalised knowledge distillation", "trl.experimental.gkd:GKDTrainer",
@@ -235,6 +297,7 @@ _ROWS = (
         needs=("teacher",), same_vocabulary=("teacher",), arguments=MappingProxyType({"teacher_model": "teacher"}),
         reads_output_layer="chunked",
         encoder="ptcli.data.tokens.supervised:GKD",
+        data=DataTraits(text=False, last_turn_only=True, empty_prompt="ok"),
     ),
     Method(
         "minillm", "reverse-KL distillation", "trl.experimental.minillm:MiniLLMTrainer",
@@ -244,6 +307,7 @@ _ROWS = (
         arguments=MappingProxyType({"teacher_model": "teacher"}), last_release="1.14.2",
         reference="with beta",
         encoder="ptcli.data.tokens.prompts:Rollout",
+        data=_PROMPTS,
     ),
     Method(
         "distillation", "on-policy distillation", "trl:DistillationTrainer", "trl:DistillationConfig",
@@ -252,6 +316,7 @@ _ROWS = (
         arguments=MappingProxyType({"teacher_model": "teacher"}),
         reads_output_layer="always",
         encoder="ptcli.data.tokens.prompts:Rollout",
+        data=_PROMPTS,
     ),
 )  # fmt: skip
 

@@ -89,6 +89,8 @@ class Hit:
     detail: str
     """The finding's message, in the words of this row."""
     fix: str = ""
+    variant: str = ""
+    """Variants of one rule are tallied apart, and become findings of their own."""
 
 
 @dataclass
@@ -108,6 +110,8 @@ class Profile:
     rows: int = 0
     columns: Counter[tuple[str, ...]] = field(default_factory=Counter)
     """Sorted column names of a row -> rows with exactly these (at most 256 different; the others under `()`)."""
+    first_columns: dict[tuple[str, ...], int] = field(default_factory=dict)
+    """Key of `columns` -> the first row with it."""
     kinds: dict[str, Counter[Kind]] = field(default_factory=dict)
     """Column -> kinds of its values -> rows."""
     first: dict[tuple[str, Kind], int] = field(default_factory=dict)
@@ -122,9 +126,11 @@ class Profile:
     """xxh3_64 of what the trainer reads of each row, for duplicates; not all rows where there are too many."""
     counts: Counter[str] = field(default_factory=Counter)
     """Whatever else rules count."""
+    ends: tuple[int, int] | None = None
+    """For methods that pair a completion with its neighbour's prompt: digests of the first and the last completion."""
 
-    def hit(self, hit: Hit, row: int, variant: str = "") -> None:
-        key = (hit.rule, hit.severity, variant)
+    def hit(self, hit: Hit, row: int) -> None:
+        key = (hit.rule, hit.severity, hit.variant)
         tally = self.hits.get(key)
         if tally is None:
             self.hits[key] = Tally(1, [row], hit.detail, hit.fix)
