@@ -1,0 +1,28 @@
+"""From a profile to findings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ptcli.data.model import Context, Finding, Profile
+from ptcli.data.rules.facts import Facts
+from ptcli.data.rules.registry import SET_RULES
+from ptcli.data.rules.settle import settle
+from ptcli.data.rules.table import RULES
+
+_ORDER = {id: place for place, id in enumerate(RULES)}
+
+
+def conclude(profile: Profile, context: Context) -> list[Finding]:
+    """What is wrong with a split, errors first, in the order of the table of rules."""
+    facts = Facts(context)
+    if profile.rows == 0:
+        message = f"the {context.split} split has no rows"
+        return [Finding("empty-split", "error", message, split=context.split)]
+    found = [finding for finding in settle(profile, facts) if finding is not None]
+    found += [finding for rule in SET_RULES for finding in rule(profile, facts) if finding.rule in facts.served]
+    return sorted((replace(finding, split=context.split) for finding in found), key=_place)
+
+
+def _place(finding: Finding) -> tuple[bool, int]:
+    return finding.severity != "error", _ORDER.get(finding.rule, 0)
