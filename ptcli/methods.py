@@ -239,7 +239,7 @@ _ROWS = (
         batching=Batching.PAIRS, evaluates="nothing", needs=("rewards",), takes=("ref_model",), backends=_ROLLOUTS,
         reward_arguments=_REWARDED,
         reference="always",
-        encoder="ptcli.data.tokens.prompts:LeftCut",
+        encoder="ptcli.data.tokens.prompts:OnlineDPO",
         data=_PROMPTS,
     ),
     Method(
@@ -250,7 +250,7 @@ _ROWS = (
         same_vocabulary=("reward_model",), arguments=MappingProxyType({"reward_funcs": "reward_model"}),
         last_release="1.13.0",
         reference="always", switches_adapter_off=False,
-        encoder="ptcli.data.tokens.prompts:LeftCut",
+        encoder="ptcli.data.tokens.prompts:XPO",
         data=_PROMPTS,
     ),
     Method(
@@ -261,7 +261,7 @@ _ROWS = (
         same_vocabulary=("reward_model",), arguments=MappingProxyType({"reward_funcs": "reward_model"}),
         last_release="1.13.0",
         reference="always", switches_adapter_off=False,
-        encoder="ptcli.data.tokens.prompts:LeftCut",
+        encoder="ptcli.data.tokens.prompts:XPO",
         data=_PROMPTS,
     ),
     Method(

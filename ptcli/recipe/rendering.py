@@ -50,7 +50,7 @@ class _GenerationTag(Extension):
 def find_syntax_fault(template: str) -> Fault | None:
     """What is wrong with the template's text; None when it compiles."""
     try:
-        _compile(template)
+        compile_template(template)
     except TemplateSyntaxError as error:
         return Fault(f"does not parse: {error.message}", error.lineno)
     return None
@@ -87,7 +87,7 @@ def _try(chat: Chat, what: str, word: str, template: str, tokens: Mapping[str, s
     arguments = {**_TOKENS, **tokens, "messages": chat, "tools": None, "documents": None}
     arguments["add_generation_prompt"] = chat[-1]["role"] == "user"
     try:
-        text = _compile(template).render(arguments)
+        text = compile_template(template).render(arguments)
     except Exception as error:  # a template is somebody's program: it can fail in any way
         why = " ".join(str(error).split()) or type(error).__name__
         return Fault(f"cannot render {what}: {why}", _line_of(error))
@@ -105,14 +105,16 @@ def _line_of(error: BaseException) -> int | None:
 
 
 @lru_cache(maxsize=8)
-def _compile(template: str) -> Template:
-    return _environment().from_string(template)
+def compile_template(template: str) -> Template:
+    """The template, ready to render. Raises TemplateSyntaxError."""
+    return template_environment(_GenerationTag).from_string(template)
 
 
 @cache
-def _environment() -> ImmutableSandboxedEnvironment:
+def template_environment(generation: type[Extension]) -> ImmutableSandboxedEnvironment:
+    """transformers' environment; `generation` is what it makes of the generation tag."""
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[generation, loopcontrols]
     )
     environment.filters["tojson"] = _to_json
     environment.globals |= {"raise_exception": _raise, "strftime_now": lambda form: datetime.now().strftime(form)}
