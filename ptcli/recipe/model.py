@@ -64,8 +64,17 @@ class ModelSpec(Section):
     """Further arguments of `from_pretrained`."""
 
 
+class PromptMessage(Section):
+    """One message of a prompt that is made from columns."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    """Who says it."""
+    content: str
+    """What is said. `{column}` stands for the row's value, `{{` and `}}` for braces; quote it in YAML."""
+
+
 class DataEntry(Section):
-    """One source of rows."""
+    """One source of rows. What is done to each row is done in the order of these keys."""
 
     path: str
     """A hub id, a file, a folder, a glob, or `builtin:NAME`."""
@@ -75,21 +84,42 @@ class DataEntry(Section):
     """Branch, tag or commit of a hub dataset."""
     split: str = "train"
     """Split of a hub dataset or folder; slices as in `train[:1000]` work."""
+    from_: Literal["sharegpt", "alpaca"] | None = Field(default=None, alias="from")
+    """A layout to convert. `sharegpt`: conversations of from/value become messages. `alpaca`: instruction, input and
+    output become a prompt and a completion, so that only the output is trained, or messages beside such."""
     rename: dict[str, str] = Field(default_factory=dict)
     """Columns to rename, old name to new name."""
+    map_roles: dict[str, Literal["system", "user", "assistant", "tool", "developer"]] = Field(default_factory=dict)
+    """Roles of messages to replace, as `{human: user, bot: assistant}`, in every column that holds messages."""
+    parse_json: list[str] = Field(default_factory=list)
+    """Columns whose text is JSON, to be read as what it says: a chat that was stored as text becomes a chat."""
+    prompt: list[PromptMessage] | str | None = None
+    """What becomes the column `prompt`: a chat, or a text, with `{column}` where a column's value goes."""
+    map: str | None = None
+    """`file.py:function`, which takes a row as a dict and returns the columns to add or replace."""
+    filter: str | None = None
+    """`file.py:function`, which takes a row as a dict and returns whether to keep it."""
+    columns: list[str] = Field(default_factory=list)
+    """Columns to keep. Default: all of them."""
     shuffle: bool | int = False
     """Shuffle the rows, with the recipe's seed or with this one."""
     take: Annotated[int, Field(ge=1)] | None = None
     """Keep the first N rows, after shuffling."""
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """How often rows are drawn from this entry, relative to the others, which then need a weight, too. Rows are drawn
+    until every entry was read whole; those of an entry that ends earlier come again. Default: entries follow one
+    another."""
 
 
 class DataSpec(Section):
     """The rows to train and to evaluate on."""
 
     train: Annotated[list[DataEntry], Field(min_length=1)]
-    """Sources of the training rows, concatenated in this order."""
+    """Sources of the training rows, concatenated in this order, or mixed by their weights."""
     eval: list[DataEntry] | dict[str, list[DataEntry]] | float | Annotated[int, Field(ge=1)] | None = None
     """Sources of the evaluation rows, named lists of them, or what to hold out: a fraction or a number of rows."""
+    allow: list[str] = Field(default_factory=list)
+    """Rules of `ptcli validate-data` whose errors are accepted, by their ids, as `[duplicate-rows]`."""
 
 
 class RewardSpec(Section):

@@ -123,6 +123,8 @@ _RULES: Mapping[tuple[type[Section], str], Callable[[str, Path], str]] = Mapping
         (ModelSpec, "path"): _model,
         (ModelSpec, "chat_template"): _template,
         (DataEntry, "path"): _data,
+        (DataEntry, "map"): _code,
+        (DataEntry, "filter"): _code,
         (RewardSpec, "use"): _reward,
         (CallbackSpec, "use"): _code,
         (LaunchSpec, "accelerate"): _accelerate,

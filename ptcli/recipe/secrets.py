@@ -99,7 +99,7 @@ def _is_literal_secret(key: KeyPath, node: Scalar) -> bool:
         return True
     if not key or "${" in node.text or node.value is None or isinstance(node.value, bool):
         return False
-    if "rename" in key[-2:-1] or _MARKER.fullmatch(node.text):
+    if not {"rename", "map_roles"}.isdisjoint(key[-2:-1]) or _MARKER.fullmatch(node.text):
         return False
     return node.text not in _HARMLESS and any(_names_secret(part, node.text) for part in key[-2:])
 

@@ -12,8 +12,6 @@ from ptcli.recipe.model import Recipe, keys_of
 
 NOT_BUILT = {
     "": frozenset({"tools", "environment", "evaluate", "after"}),
-    "data": frozenset({"allow"}),
-    "data.train": frozenset({"from", "map_roles", "parse_json", "prompt", "map", "filter", "columns", "weight"}),
     "launch": frozenset({"nccl", "slurm"}),
 }
 """Keys that are kept for what is not built yet, by section."""
@@ -43,7 +41,14 @@ _OTHER_NAMES = {
 
 _SYNONYMS = {
     "model": dict.fromkeys(("name", "model", "model_name_or_path", "repo"), "path"),
-    "data.train": dict.fromkeys(("data_files", "dataset", "dataset_name", "file", "files"), "path"),
+    "data.train": {
+        **dict.fromkeys(("data_files", "dataset", "dataset_name", "file", "files"), "path"),
+        **dict.fromkeys(("format", "type"), "from"),
+        **dict.fromkeys(("probability", "ratio"), "weight"),
+        **dict.fromkeys(("limit", "max_samples", "num_samples", "head"), "take"),
+        "roles": "map_roles",
+        "select_columns": "columns",
+    },
     "rewards": dict.fromkeys(("function", "name", "path"), "use"),
     "callbacks": dict.fromkeys(("class", "name", "path"), "use"),
     "guards": {
