@@ -21,6 +21,8 @@ Kind = Literal["null", "str", "bool", "int", "float", "dict", "empty list", "cha
 
 MOST_ROWS = 5
 """Row numbers that a finding names at most."""
+MOST_TALLIES = 512
+"""Variants of rules that are told apart, all together: garbage may have a new one in every row."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,8 @@ class Profile:
 
     def hit(self, hit: Hit, row: int) -> None:
         key = (hit.rule, hit.severity, hit.variant)
+        if key not in self.hits and len(self.hits) >= MOST_TALLIES:
+            key = (hit.rule, hit.severity, "")
         tally = self.hits.get(key)
         if tally is None:
             self.hits[key] = Tally(1, [row], hit.detail, hit.fix)

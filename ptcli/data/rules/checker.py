@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import xxhash
 
 from ptcli.data.model import Context, Hit, Kind, Profile, Row
-from ptcli.data.rules.facts import Facts, Seen, read_columns
+from ptcli.data.rules import leaves
+from ptcli.data.rules.facts import Facts, Plan, Seen, plan_of
+from ptcli.data.rules.labels import row_label, row_step_labels
 from ptcli.data.rules.registry import ROW_RULES, RowRule
-from ptcli.data.rules.shapes import Shape, shapes_of
 
 MOST_COLUMN_SETS = 256
 MOST_COLUMNS = 1024
@@ -23,25 +23,16 @@ _MOST_PLANS = 1024
 _encode = msgspec.json.Encoder(order="sorted").encode
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What follows from a row's column names alone."""
-
-    columns: tuple[str, ...]
-    shape: Shape | None
-    read: tuple[str, ...]
-    rules: tuple[RowRule, ...]
-
-
 class Checker:
     """Looks at rows one by one, in order. Nothing that a row holds makes it raise."""
 
     def __init__(self, context: Context) -> None:
         self.facts = Facts(context)
         self.profile = Profile()
-        self._plans: dict[tuple[str, ...], _Plan] = {}
+        self._plans: dict[tuple[str, ...], tuple[Plan, tuple[RowRule, ...]]] = {}
         self._label = _LABELS.get(self.facts.label_form)
         self._neighbours = self.facts.traits.kl_batches
+        self._nested = self.facts.rewarded or self.facts.traits.chats
 
     def rows(self, rows: Iterable[Row], first: int = 0) -> None:
         """Looks at rows that follow each other, of which the first has the number `first`."""
@@ -51,30 +42,29 @@ class Checker:
     def row(self, row: Row, number: int) -> None:
         """Looks at one row. `number` counts from the first row of this profile."""
         profile = self.profile
-        plan = self._plans.get(tuple(row)) or self._plan(row)
+        plan, rules = self._plans.get(tuple(row)) or self._plan(row)
         profile.rows += 1
         self._count(row, plan, number)
         self._bulk(row, plan)
-        seen = Seen(row, self.facts, plan.shape, plan.columns, plan.read)
+        seen = Seen(row, plan, self.facts)
+        if self._nested:
+            leaves.record(profile, seen, number)
         hits: dict[tuple[str, str, str], Hit] = {}
-        for rule in plan.rules:
+        for rule in rules:
             for hit in rule(seen):
                 hits.setdefault((hit.rule, hit.severity, hit.variant), hit)
         for hit in hits.values():
             if hit.rule in self.facts.served:
                 profile.hit(hit, number)
 
-    def _plan(self, row: Row) -> _Plan:
-        columns = tuple(sorted(row))
-        shapes = shapes_of(columns, self.facts.shapes)
-        shape = shapes[0] if shapes else None
-        rules = tuple(rule for rule, serves in ROW_RULES if serves(self.facts, shape))
-        plan = _Plan(columns, shape, read_columns(shape, columns, self.facts), rules)
+    def _plan(self, row: Row) -> tuple[Plan, tuple[RowRule, ...]]:
+        plan = plan_of(tuple(sorted(row)), self.facts)
+        rules = tuple(rule for rule, serves in ROW_RULES if serves(self.facts, plan))
         if len(self._plans) < _MOST_PLANS:
-            self._plans[tuple(row)] = plan
-        return plan
+            self._plans[tuple(row)] = plan, rules
+        return plan, rules
 
-    def _count(self, row: Row, plan: _Plan, number: int) -> None:
+    def _count(self, row: Row, plan: Plan, number: int) -> None:
         profile = self.profile
         columns = plan.columns if plan.columns in profile.columns or len(profile.columns) < MOST_COLUMN_SETS else ()
         profile.columns[columns] += 1
@@ -90,10 +80,10 @@ class Checker:
                 profile.first[name, kind] = number
             kinds[kind] += 1
 
-    def _bulk(self, row: Row, plan: _Plan) -> None:
+    def _bulk(self, row: Row, plan: Plan) -> None:
         profile = self.profile
         profile.digests.append(digest([row[name] for name in plan.read]))
-        if self._label is not None and plan.shape is not None and plan.shape.form == self.facts.label_form:
+        if self._label is not None and plan.form == self.facts.label_form:
             profile.labels.append(self._label(row, self.facts.traits.strict_labels))
             if self._neighbours:
                 self._neighbour(digest([row["completion"]]))
@@ -131,26 +121,4 @@ def digest(values: list[Any]) -> int:
         return xxhash.xxh3_64_intdigest(text.encode())
 
 
-def _truth(value: Any, strict: bool) -> int:
-    if value is True or value is False:
-        return int(value)
-    if strict or not isinstance(value, int | float | str):
-        return 2
-    return {0: 0, 1: 1, "0": 0, "1": 1}.get(value, 2)
-
-
-def _row_label(row: Row, strict: bool) -> int:
-    value = row["label"]
-    return 2 if isinstance(value, str) else _truth(value, strict)
-
-
-def _step_labels(row: Row, strict: bool) -> int:
-    """0 or 1 where all steps have that label."""
-    labels = row["labels"]
-    if not isinstance(labels, list):
-        return 2
-    found = {_truth(label, strict) for label in labels}
-    return found.pop() if len(found) == 1 else 2
-
-
-_LABELS = {"unpaired": _row_label, "steps": _step_labels}
+_LABELS = {"unpaired": row_label, "steps": row_step_labels}

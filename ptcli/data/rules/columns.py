@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
-from ptcli.data.model import MOST_ROWS, Finding, Profile
-from ptcli.data.rules.facts import Facts
-from ptcli.data.rules.shapes import Shape, foreign_families, shapes_of, takers
+from ptcli.data.model import MOST_ROWS, Finding, Profile, Severity
+from ptcli.data.rules.facts import NOT_PASSED, Facts, Plan, plan_of
+from ptcli.data.rules.shapes import FORMAT_COLUMNS, Shape, foreign_families, shapes_of, takers
+from ptcli.data.rules.table import RULES
 from ptcli.data.rules.words import clip, listed
 
 ALIASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -34,12 +36,19 @@ def union(profile: Profile) -> list[str]:
     return list(profile.kinds)
 
 
+def names_of(columns: Iterable[str]) -> str:
+    """Columns in a message."""
+    names = list(columns)
+    shown = ", ".join(f"`{clip(name, 30)}`" for name in names[:12])
+    return f"{shown} and {len(names) - 12} more" if len(names) > 12 else shown
+
+
 def missing_columns(profile: Profile, facts: Facts) -> Iterator[Finding]:
     columns = union(profile)
     if shapes_of(columns, facts.shapes):
         return
     sets = " or ".join(" + ".join(f"`{name}`" for name in required) for required in _sets(facts.shapes))
-    message = f"{facts.method.name} needs {sets}; the columns are {_names(columns)}"
+    message = f"{facts.method.name} needs {sets}; the columns are {names_of(columns)}"
     yield _of_all("missing-columns", message, profile, "; ".join(_transforms(columns, facts)))
     yield from misspelt_columns(profile, facts)
 
@@ -106,7 +115,7 @@ def wrong_family(profile: Profile, facts: Facts) -> Iterator[Finding]:
         if set(required) <= wanted:
             continue
         methods = listed([f"`{name}`" for name in takers(required)], "or")
-        message = f"{_names(required)} make {family} data, which {facts.method.name} does not take"
+        message = f"{names_of(required)} make {family} data, which {facts.method.name} does not take"
         yield _of_all("wrong-type-family", message, profile, f"use the method {methods}, or other data")
         return
 
@@ -125,10 +134,200 @@ def _transforms(columns: Sequence[str], facts: Facts) -> Iterator[str]:
         yield "rename: {" + ", ".join(f"{found}: {meant}" for found, meant in alike.items()) + "}"
 
 
-def _names(columns: Iterable[str]) -> str:
-    names = list(columns)
-    shown = ", ".join(f"`{clip(name, 30)}`" for name in names[:12])
-    return f"{shown} and {len(names) - 12} more" if len(names) > 12 else shown
+def mixed_values(profile: Profile, facts: Facts) -> Iterator[Finding]:
+    """Columns that hold text in some rows and chats, or something else, in others."""
+    read = {name for shape in facts.shapes if shape.form != "tokens" for name in shape.required}
+    for column in (*FORMAT_COLUMNS, facts.text_field):
+        kinds = profile.kinds.get(column)
+        if kinds is None or not (column in read or facts.method.prompts == "text"):
+            continue
+        rows: dict[str, int] = {}
+        counts: dict[str, int] = {}
+        for kind, count in kinds.items():
+            if kind != "null":
+                name = _TYPES.get(kind, "something else")
+                counts[name] = counts.get(name, 0) + count
+                rows[name] = min(rows.get(name, profile.rows), profile.first[column, kind])
+        if len(counts) > 1:
+            parts = listed([f"{name} in {count} rows" for name, count in counts.items()])
+            first = tuple(sorted(rows.values()))
+            few = min(counts.values())
+            fix = "write all rows alike, all as text or all as messages"
+            yield Finding("mixed-format", "error", f"`{column}` is {parts}", few, first, fix, few / profile.rows)
+
+
+_TYPES = {"str": "text", "chat": "a list", "list": "a list", "empty list": "a list", "dict": "an object"}
+
+
+def mixed_sets(profile: Profile, facts: Facts) -> Iterator[Finding]:
+    """Rows with different sets of columns, where that changes how they are read."""
+    plans = {columns: plan_of(columns, facts) for columns in profile.columns if columns}
+    groups: dict[tuple[str, bool], list[tuple[str, ...]]] = {}
+    for columns, plan in plans.items():
+        groups.setdefault((plan.form, plan.form == "pairs" and plan.explicit), []).append(columns)
+    if len(groups) < 2 and ("", False) not in groups:
+        return
+    if not shapes_of(union(profile), facts.shapes):
+        return
+    yield _different(groups, profile)
+    yield from _absent(groups, plans, profile, facts)
+
+
+Groups = Mapping[tuple[str, bool], Sequence[tuple[str, ...]]]
+
+
+def _different(groups: Groups, profile: Profile) -> Finding:
+    examples = [min(columns, key=profile.first_columns.__getitem__) for columns in groups.values()]
+    examples.sort(key=profile.first_columns.__getitem__)
+    counts = [sum(profile.columns[each] for each in columns) for columns in groups.values()]
+    shown = " and others ".join(names_of(columns) for columns in examples[:3])
+    rows = tuple(profile.first_columns[columns] for columns in examples[:MOST_ROWS])
+    few = profile.rows - max(counts) or profile.rows
+    fix = "make rows alike, or put each kind into a file and a data entry of its own"
+    return Finding("mixed-format", "error", f"some rows have the columns {shown}", few, rows, fix, few / profile.rows)
+
+
+def _absent(groups: Groups, plans: Mapping[tuple[str, ...], Plan], profile: Profile, facts: Facts) -> Iterator[Finding]:
+    """Required columns that rows without any accepted set lack, where other rows have one."""
+    usual = max(plans, key=lambda columns: (plans[columns].shape is not None, profile.columns[columns]))
+    shape = plans[usual].shape or shapes_of(union(profile), facts.shapes)[0]
+    wanted = [*shape.required, *(("prompt",) if shape.form == "pairs" and plans[usual].explicit else ())]
+    for name in wanted:
+        lacking = [each for key in (("", False), ("pairs", False)) for each in groups.get(key, ()) if name not in each]
+        yield from _lack(name, lacking, profile, "null-value")
+
+
+def _lack(name: str, lacking: Sequence[tuple[str, ...]], profile: Profile, rule: str) -> Iterator[Finding]:
+    count = sum(profile.columns[columns] for columns in lacking)
+    if count:
+        rows = tuple(sorted(profile.first_columns[columns] for columns in lacking)[:MOST_ROWS])
+        severity = RULES[rule].severity
+        fix = "fill it in or drop these rows"
+        message = f"`{clip(name)}` is absent in {count} of {profile.rows} rows"
+        yield Finding(rule, severity, message, count, rows, fix, count / profile.rows)
+
+
+def absent_extras(profile: Profile, facts: Facts) -> Iterator[Finding]:
+    """Columns that must be in every row when they are in one."""
+    every = ["margin"] * facts.traits.margin + ["chat_template_kwargs"] * facts.traits.template_kwargs
+    for name in every:
+        if name in profile.kinds:
+            yield from _lack(name, _without(name, profile), profile, "null-value")
+    if facts.rewarded:
+        for name in profile.kinds:
+            if name not in NOT_PASSED:
+                rule = "reward-column-null" if name in facts.reward_columns else "odpo-null-column"
+                yield from _lack(name, _without(name, profile), profile, rule)
+
+
+def _without(name: str, profile: Profile) -> list[tuple[str, ...]]:
+    return [columns for columns in profile.columns if columns and name not in columns]
+
+
+def ambiguous(profile: Profile, facts: Facts) -> Iterator[Finding]:
+    """More than one accepted set in the same rows."""
+    found: dict[tuple[str, Severity], list[tuple[str, ...]]] = {}
+    misnamed = any(rule == "misnamed-conversations" for rule, _, _ in profile.hits)
+    for columns in profile.columns:
+        verdict = _sets_in(columns, facts, misnamed)
+        if verdict is not None:
+            found.setdefault(verdict, []).append(columns)
+    for (what, severity), groups in found.items():
+        count = sum(profile.columns[columns] for columns in groups)
+        rows = tuple(sorted(profile.first_columns[columns] for columns in groups)[:MOST_ROWS])
+        fix = f"columns: [{', '.join(_keep(groups[0], facts))}]"
+        yield Finding("ambiguous-columns", severity, what, count, rows, fix, count / profile.rows)
+
+
+def _sets_in(columns: tuple[str, ...], facts: Facts, misnamed: bool) -> tuple[str, Severity] | None:
+    shapes = shapes_of(columns, facts.shapes)
+    forms = [shape.form for shape in shapes if not (misnamed and shape.form == "sharegpt")]
+    if not forms:
+        return None
+    named = names_of(dict.fromkeys(name for shape in shapes for name in shape.required))
+    if forms[0] == "tokens":
+        return (f"{named} are there, and only `input_ids` is read", "warning") if len(forms) > 1 else None
+    override = [name for name in ("prompt", "original_prompt_text") if name in columns]
+    if override and (facts.traits.last_turn_only or "prompt-completion" not in forms):
+        if facts.traits.last_turn_only:
+            return f"{names_of(override)} beside {named} moves the beginning of what is trained", "error"
+        if "prompt" in override:
+            return f"`prompt` without `completion` beside {named}: TRL looks for a completion", "error"
+    if len(forms) < 2:
+        return None
+    if set(forms) <= {"messages", "sharegpt", "text"}:
+        return f"{named} are there, and only the chat is read", "warning"
+    return f"{named} are there: more than one complete set of columns", "error"
+
+
+def _keep(columns: tuple[str, ...], facts: Facts) -> tuple[str, ...]:
+    """The set to keep: of a chat and others the chat."""
+    shapes = shapes_of(columns, facts.shapes)
+    chat = next((shape for shape in shapes if shape.form == "messages"), shapes[0])
+    return chat.required
+
+
+def ignored(profile: Profile, facts: Facts) -> Iterator[Finding]:
+    """Columns of which nothing reaches the model."""
+    if not shapes_of(union(profile), facts.shapes):
+        return
+    named = {name for shape in facts.shapes for name in shape.required}
+    for name in IGNORED:
+        if name not in named and _filled(name, profile):
+            fix = 'put it into the chat: prompt: [{role: system, content: "{' + name + '}"}, …]'
+            message = f"`{name}` is a column of its own, and is never rendered"
+            yield _some("ignored-column", message, name, profile, fix)
+    if not facts.traits.tools and _filled("tools", profile):
+        message = f"{facts.method.name} does not render a row's `tools`"
+        yield _some("tools-ignored", message, "tools", profile, "give tools to the trainer, or use another method")
+    if facts.method.online and _filled("chat_template_kwargs", profile):
+        message = f"{facts.method.name} does not read a row's `chat_template_kwargs`"
+        yield _some("tools-ignored", message, "chat_template_kwargs", profile, "training: {chat_template_kwargs: …}")
+
+
+IGNORED = ("system", "system_prompt", "history", "context", "input")
+
+
+def unused(profile: Profile, facts: Facts) -> Iterator[Finding]:
+    """What methods that make their own answers do not read."""
+    for name in ("completion", "chosen"):
+        if _filled(name, profile):
+            message = f"`{name}` is never trained on: {facts.method.name} makes its own completions"
+            yield _some("unused-completion", message, name, profile, "use sft to train on it, or leave it out")
+    read = {name for shape in facts.shapes for name in shape.required}
+    extra = [name for name in profile.kinds if name not in read]
+    if extra and facts.method.prompts == "tokens":
+        message = f"{names_of(extra)} {'are' if len(extra) > 1 else 'is'} dropped"
+        yield _some("ppo-extra-columns", message, extra[0], profile)
+
+
+def vision(profile: Profile, facts: Facts) -> Iterator[Finding]:
+    """Images for a model that takes none. Where the model is not known, only a column without images is an error."""
+    if facts.context.vision:
+        return
+    for name in ("image", "images"):
+        kinds = profile.kinds.get(name)
+        if kinds is None:
+            continue
+        known = facts.context.vision is False or set(kinds) <= {"null", "empty list"}
+        message = f"`{name}` is a column, but the model takes text only"
+        if not known:
+            message = f"`{name}` needs a model that takes images, and no model is given"
+        found = _some("vision-columns", message, name, profile, "leave the column out with `columns`, or use a VLM")
+        yield found if known else replace(found, severity="warning")
+
+
+def _filled(name: str, profile: Profile) -> int:
+    """Rows in which a column has a value."""
+    kinds = profile.kinds.get(name)
+    return sum(count for kind, count in kinds.items() if kind != "null") if kinds else 0
+
+
+def _some(rule: str, message: str, name: str, profile: Profile, fix: str = "") -> Finding:
+    """A finding about the rows that have a column."""
+    count = sum(profile.kinds[name].values())
+    first = min(row for (column, _), row in profile.first.items() if column == name)
+    return Finding(rule, RULES[rule].severity, message, count, (first,), fix, count / profile.rows)
 
 
 def _of_all(rule: str, message: str, profile: Profile, fix: str = "") -> Finding:
@@ -137,4 +336,14 @@ def _of_all(rule: str, message: str, profile: Profile, fix: str = "") -> Finding
     return Finding(rule, "error", message, profile.rows, rows, fix, 1.0)
 
 
-SET_RULES = (missing_columns, wrong_family)
+SET_RULES = (
+    missing_columns,
+    wrong_family,
+    mixed_values,
+    mixed_sets,
+    absent_extras,
+    ambiguous,
+    ignored,
+    unused,
+    vision,
+)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ptcli.data.model import MOST_ROWS, Profile, Tally
+from ptcli.data.model import MOST_ROWS, MOST_TALLIES, Profile, Severity, Tally
 from ptcli.data.rules.checker import MOST_COLUMN_SETS, MOST_COLUMNS
+from ptcli.data.rules.leaves import MOST_LEAVES
 
 MOST_DIGESTS = 20_000_000
-MOST_LEAVES = 1024
 
 
 def merge(profile: Profile, later: Profile, shift: int | None = None) -> None:
@@ -48,7 +48,9 @@ def _merge_columns(profile: Profile, later: Profile, by: int) -> None:
             profile.first.setdefault((name, kind), later.first[name, kind] + by)
 
 
-def _merge_tally(profile: Profile, key: tuple, tally: Tally, by: int) -> None:
+def _merge_tally(profile: Profile, key: tuple[str, Severity, str], tally: Tally, by: int) -> None:
+    if key not in profile.hits and len(profile.hits) >= MOST_TALLIES:
+        key = (key[0], key[1], "")
     rows = [row + by for row in tally.rows]
     known = profile.hits.get(key)
     if known is None:

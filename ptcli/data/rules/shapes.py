@@ -48,7 +48,7 @@ def accepted(method: Method, text_field: str = "text") -> tuple[Shape, ...]:
         if family in method.datasets:
             shapes += [Shape(form, required, family) for form, required in forms]
     if method.data.sharegpt:
-        shapes.insert(-1, Shape("sharegpt", ("conversations",), DatasetType.LANGUAGE_MODELING))
+        shapes.append(Shape("sharegpt", ("conversations",), DatasetType.LANGUAGE_MODELING))
     if not method.data.text:
         shapes = [shape for shape in shapes if shape.form != "text"]
     if method.data.text_field:
