@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from ptcli.data.tokens.encoded import Chat, Ids, TemplateFault
+from ptcli.data.tokens.encoded import Chat, Ids, NoTemplate, TemplateFault
 from ptcli.data.tokens.marked import compile_template, render_marked
 
 _CONTINUE = "CONTINUE_FINAL_MESSAGE_TAG "
@@ -63,9 +63,7 @@ class Codec:
         Raises:
             TemplateFault: when the template raises.
         """
-        arguments = self._arguments(chat, tools, extra) | {"add_generation_prompt": prompts}
-        if extra:
-            arguments |= extra
+        arguments = self._arguments(chat, tools) | {"add_generation_prompt": prompts, **(extra or {})}
         try:
             return compile_template(self.template(tools)).render(arguments)
         except Exception as error:  # a template is somebody's program: it can fail in any way
@@ -75,9 +73,9 @@ class Codec:
         self, chat: Chat, *, tools: Any = None, extra: Mapping[str, Any] | None = None
     ) -> tuple[str, list[tuple[int, int]]]:
         """The chat as text, and the character ranges that the template marks as the assistant's."""
-        arguments = self._arguments(chat, tools, extra) | {"add_generation_prompt": False}
+        arguments = self._arguments(chat, tools) | {"add_generation_prompt": False, **(extra or {})}
         try:
-            return render_marked(self.template(tools), arguments | dict(extra or {}))
+            return render_marked(self.template(tools), arguments)
         except Exception as error:
             raise TemplateFault(_one_line(error)) from error
 
@@ -100,7 +98,9 @@ class Codec:
         place = rendered.rindex(tag)
         return rendered[:place] if rendered[place:].startswith(_CONTINUE) else rendered[:place].rstrip()
 
-    def _arguments(self, chat: Chat, tools: Any, extra: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _arguments(self, chat: Chat, tools: Any) -> dict[str, Any]:
+        if not self.has_template:
+            raise NoTemplate("there is no chat template")
         if not chat:
             raise TemplateFault("there is no message")
         if self._parts:
@@ -125,7 +125,9 @@ class Codec:
     def byte_level(self) -> bool:
         """Whether its tokens are made of bytes, as TRL decides it."""
         backend = self._backend
-        return backend is not None and ("ByteLevel" in repr(backend.pre_tokenizer) or "ByteLevel" in repr(backend.decoder))
+        return backend is not None and (
+            "ByteLevel" in repr(backend.pre_tokenizer) or "ByteLevel" in repr(backend.decoder)
+        )
 
     @cached_property
     def byte_lengths(self) -> Mapping[int, int]:

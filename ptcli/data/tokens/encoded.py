@@ -20,6 +20,10 @@ class TemplateFault(Exception):
     """The chat template raised. The message says what, in one line."""
 
 
+class NoTemplate(TemplateFault):
+    """There is no chat template."""
+
+
 @dataclass(slots=True)
 class Sample:
     """One sequence as the trainer reads it."""
@@ -66,6 +70,8 @@ class Draft:
     """Chats that the trainer reads in whole, and what the template made of them."""
     plain: list[str] = field(default_factory=list)
     """Text of the row outside of chats, in which no special token is meant to be."""
+    tools: Any = None
+    """The tools that the chats were rendered with."""
     data: Any = None
     """Whatever the encoder needs to put the tokens together."""
 
@@ -79,7 +85,6 @@ class Encoded:
     """Why the trainer leaves the row out; "" when it does not."""
     hits: list[Hit] = field(default_factory=list)
     """What went wrong on the way, as the encoder itself sees it."""
-    draft: Draft | None = None
 
 
 def cut_sample(sample: Sample, limit: int | None, *, keep: str = "start") -> Sample:

@@ -11,6 +11,7 @@ from ptcli.data.model import Context, Hit, Row
 from ptcli.data.tokens.codec import Codec
 from ptcli.data.tokens.encoded import Draft, Encoded, Ids, Unreadable
 
+_LAST = ("completion", "chosen", "messages", "conversations")
 NOT_STABLE = "template-not-prefix-stable"
 MERGED = "boundary-token-merge"
 
@@ -26,8 +27,8 @@ class Encoder(ABC):
     """Trained tokens that a row must keep after a cut to be worth training on."""
     wants_end: bool = True
     """Whether a model learns where to stop from the tokens that are trained."""
-    needs_places: bool = False
-    """Whether it needs the characters of every token, which take longer to get."""
+    drop_rule: str = "completion-truncated-away"
+    """The rule that speaks of rows which the trainer leaves out."""
     column_mask: bool = False
     """True when the columns of the first training row decide whether prompts are masked, for evaluation rows too."""
 
@@ -41,7 +42,18 @@ class Encoder(ABC):
 
     @property
     def places(self) -> bool:
-        return self.needs_places
+        """Whether it needs the characters of every token, which take longer to get."""
+        return False
+
+    @property
+    def cuts_start(self) -> bool:
+        """Whether sequences that are too long lose their beginning."""
+        return self.keep == "end"
+
+    def ends_with_answer(self, row: Row) -> bool:
+        """Whether the row is a conversation that ends with the assistant's message."""
+        last: Any = next((row[name] for name in _LAST if isinstance(row.get(name), list)), None)
+        return is_chat(last) and last[-1].get("role") == "assistant"
 
     @abstractmethod
     def draft(self, row: Row) -> Draft:
@@ -135,10 +147,10 @@ def extract_prompt(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
     Raises Unreadable when one of the two is empty, at which TRL fails.
     """
     index = -1
-    for index in range(min(len(chosen), len(rejected))):  # noqa: B007 (the last place counts when nothing differs)
+    for index in range(min(len(chosen), len(rejected))):  # the last place counts when nothing differs
         if chosen[index] != rejected[index]:
             if chosen[index - 1] == " ":
-                index -= 1  # noqa: PLW2901 (TRL's own way to leave the space to the answers)
+                index -= 1  # the space is the answers'
             break
     if index < 0 and not (chosen and rejected):
         raise Unreadable
@@ -154,5 +166,3 @@ def common_prefix(first: str, second: str) -> str:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if first[:middle] == second[:middle] else (low, middle - 1)
     return first[:low]
-
-

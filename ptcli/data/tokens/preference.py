@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ptcli.data.model import Row
-from ptcli.data.tokens.encoded import Draft, Encoded, Ids, Sample, Unreadable, cut_sample
+from ptcli.data.tokens.encoded import Chat, Draft, Encoded, Ids, Sample, Unreadable, cut_sample
 from ptcli.data.tokens.encoder import Encoder, chat_of, extract_prompt, same_kind, template_arguments, tools_of
 
 _NO_ROOM = "the prompt alone fills max_length"
@@ -28,8 +28,8 @@ class _Prompted(Encoder):
         start = self.codec.render(prompt, tools=tools, prompts=True, extra=extra)
         chats = [prompt + each for each in completions]
         wholes = [self.codec.render(each, tools=tools, extra=extra) for each in chats]
-        rendered = list(zip(chats, wholes, strict=True))
-        return Draft([start, *wholes], chats=rendered, data=(names, [None] * len(chats)))
+        rendered: list[tuple[Chat, str]] = list(zip(chats, wholes, strict=True))
+        return Draft([start, *wholes], chats=rendered, tools=tools, data=(names, [None] * len(chats)))
 
     def assemble(self, draft: Draft, tokens: Sequence[Ids]) -> Encoded:
         names, completions = draft.data
@@ -73,12 +73,15 @@ class Reward(Encoder):
     """Two whole texts or conversations, of which the score at the last token is trained."""
 
     wants_end = False
+    drop_rule = "reward-filtered"
 
     def draft(self, row: Row) -> Draft:
         tokens = _tokens(row)
         if tokens is not None:
             return Draft([], data=tokens)
-        chosen, rejected, prompt = row.get("chosen"), row.get("rejected"), row.get("prompt")
+        chosen: Any = row.get("chosen")
+        rejected: Any = row.get("rejected")
+        prompt = row.get("prompt")
         given = [] if prompt is None else [prompt]
         if same_kind(chosen, rejected, *given):
             return self._draft_chats(row, [chat_of(each) for each in given], [chat_of(chosen), chat_of(rejected)])
@@ -91,7 +94,7 @@ class Reward(Encoder):
         tools, extra = tools_of(row), template_arguments(row)
         chats = [(given[0] if given else []) + each for each in answers]
         wholes = [self.codec.render(each, tools=tools, extra=extra) for each in chats]
-        return Draft(wholes, chats=list(zip(chats, wholes, strict=True)))
+        return Draft(wholes, chats=list(zip(chats, wholes, strict=True)), tools=tools)
 
     def assemble(self, draft: Draft, tokens: Sequence[Ids]) -> Encoded:
         sides = draft.data or tokens

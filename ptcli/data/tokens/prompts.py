@@ -87,7 +87,7 @@ class PPO(_Prompt):
         chat, extra, tools = chat_of(prompt), template_arguments(row), tools_of(row) or None
         goes_on = chat[-1]["role"] == "assistant"
         text = self._open(chat, tools, extra) if goes_on else self._ask(chat, tools, extra)
-        return Draft([text], chats=[(chat, text)])
+        return Draft([text], chats=[(chat, text)], tools=tools)
 
     def _open(self, chat: list[Any], tools: Any, extra: Any) -> str:
         return self.codec.render_open(chat, tools=tools, extra=extra)

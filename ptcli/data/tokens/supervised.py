@@ -77,7 +77,8 @@ class SFT(Encoder):
         return Draft([ended], special=True, plain=[text], data=("text", None))
 
     def _draft_pair(self, row: Row) -> Draft:
-        prompt, completion = row["prompt"], row.get("completion")
+        prompt: Any = row["prompt"]
+        completion: Any = row.get("completion")
         if same_kind(prompt, completion):
             return self._draft_chat(chat_of(prompt), row, chat_of(completion))
         ends = "text" not in row and self.ends_text(row, "prompt")
@@ -93,9 +94,9 @@ class SFT(Encoder):
         else:
             text = self.codec.render(whole, tools=tools, extra=extra)
         if completion is None:
-            return Draft([text], chats=[(whole, text)], data=("chat", places))
+            return Draft([text], chats=[(whole, text)], tools=tools, data=("chat", places))
         prompt = self.codec.render(chat, tools=tools, prompts=True, extra=extra)
-        return Draft([prompt, text], chats=[(whole, text)], data=("chats", places))
+        return Draft([prompt, text], chats=[(whole, text)], tools=tools, data=("chats", places))
 
     def assemble(self, draft: Draft, tokens: Sequence[Any]) -> Encoded:
         kind, data = draft.data
@@ -179,6 +180,7 @@ class GKD(Encoder):
 
     def __init__(self, codec: Codec, context: Context, first: Row | None = None):
         super().__init__(codec, context, first)
+        self.keep = "end"
         if self.max_length is None:
             self.max_length = min(codec.tokenizer.model_max_length, 1024)
 
