@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
 from typing import Any
 
 from ptcli.data.model import Context, Hit, Row
+from ptcli.data.rules.text import SUSPECT
 from ptcli.data.tokens.codec import Codec
 from ptcli.data.tokens.encoded import Draft, Encoded, NoTemplate, Sample, TemplateFault, Unreadable
 from ptcli.data.tokens.encoder import Encoder
@@ -23,7 +23,6 @@ _CHATS = ("prompt", "completion", "chosen", "rejected", "messages")
 _AWAY = "completion-truncated-away"
 
 
-@cache
 def encoder_class(method: Method) -> type[Encoder]:
     """The encoder that the method's row names."""
     module, _, name = method.encoder.partition(":")
@@ -40,7 +39,7 @@ class TokenChecker:
         self.encoder = encoder_class(context.method)(Codec(tokenizer, parts=self.limits.vision), context, first)
         self.codec = self.encoder.codec
         self._home = os.getpid()
-        self._marks = _by_start(self.codec.special_tokens)
+        self._marks = _by_start([each for each in self.codec.special_tokens if not SUSPECT.fullmatch(each)])
         self._stops = self.limits.stops | ({self.codec.eos} if self.codec.eos is not None else set())
         self._counts_unknown = self.codec.unknown not in (None, self.codec.eos, self.codec.bos)
         self.tally = self._empty()
@@ -157,10 +156,10 @@ class TokenChecker:
         for sample in encoded.samples:
             self._judge_sample(number, sample, draft)
         if self.encoder.trains:
-            self._judge_loss(number, row, encoded)
+            self._judge_loss(number, row, draft, encoded)
 
     def _judge_text(self, draft: Draft) -> Iterator[Hit]:
-        """Special tokens where the row's own text should be."""
+        """Special tokens where the row's own text should be, besides those that the structure rules know."""
         contents = [message["content"] for chat, _ in draft.chats for message in chat]
         for text in (*draft.plain, *contents):
             if not isinstance(text, str) or not text:
@@ -196,9 +195,9 @@ class TokenChecker:
     def _judge_ids(self, number: int, ids: Sequence[int]) -> None:
         """Ids of a row that came as tokens."""
         rows = self.limits.embeddings
-        wrong = next((each for each in ids if each < 0 or (rows and each >= rows)), None)
+        wrong = next((each for each in ids if rows and each >= rows), None)
         if wrong is not None:
-            said = f"token id {wrong} is out of range" + (f": the model's embedding has {rows} rows" if rows else "")
+            said = f"token id {wrong} is out of range: the model's embedding has {rows} rows"
             self.tally.hit(Hit("token-id-range", "error", said), number)
 
     def _judge_prompt(self, number: int, length: int) -> None:
@@ -214,7 +213,7 @@ class TokenChecker:
             said = f"prompt and `{encoder.completion_argument}` have {whole} tokens, and the model takes {room}"
             self.tally.hit(Hit(rule, "warning", said, _ROOM_FIX), number)
 
-    def _judge_loss(self, number: int, row: Row, encoded: Encoded) -> None:
+    def _judge_loss(self, number: int, row: Row, draft: Draft, encoded: Encoded) -> None:
         """What is cut, left out, and trained at all."""
         tally, samples = self.tally, encoded.samples
         longest = max((sample.length for sample in samples if sample.cut), default=0)
@@ -228,7 +227,7 @@ class TokenChecker:
             trained = sample.trained
             tally.trained += trained
             if trained < self.encoder.few or not trained:
-                self._judge_few(number, sample, trained)
+                self._judge_few(number, sample, trained, draft)
             self._judge_end(number, sample, row)
         if len(samples) == 2 and longest and samples[0].ids == samples[1].ids:
             said = "chosen and rejected are the same within max_length: there is nothing to learn from"
@@ -248,14 +247,14 @@ class TokenChecker:
         said = f"rows are left out without a word: {encoded.dropped}"
         self.tally.hit(Hit(self.tally.drop_rule, "warning", said, _LENGTH_FIX), number, "dropped")
 
-    def _judge_few(self, number: int, sample: Sample, trained: int) -> None:
+    def _judge_few(self, number: int, sample: Sample, trained: int, draft: Draft) -> None:
         if trained and sample.lost:
             said = f"max_length leaves no more than {trained} trained tokens of a row"
             self.tally.hit(Hit(_AWAY, "warning", said, _LENGTH_FIX), number, "few")
         elif sample.lost:
             said = "max_length leaves no trained token of a row, which stays in all the same"
             self.tally.hit(Hit(_AWAY, "error", said, _LENGTH_FIX), number, "none")
-        elif not trained:
+        elif not trained and draft.texts:  # of rows that are tokens already, their masks say it
             self.tally.hit(Hit("all-labels-masked", "error", "no token of the row is trained"), number)
 
     def _judge_end(self, number: int, sample: Sample, row: Row) -> None:

@@ -77,15 +77,15 @@ class Encoder(ABC):
         end = self.codec.tokenizer.eos_token
         return text if not end or text.endswith(end) else text + end
 
-    def split(self, prompt: Ids, whole: Ids, draft: Draft, completion: str | None, what: str) -> list[Hit]:
+    def split(self, prompt: Ids, whole: Ids, draft: Draft, what: str) -> list[Hit]:
         """What is said of a prompt whose tokens are not those at the start of prompt and completion.
 
-        `completion`: its text, None for a chat.
+        Of text that ends in white space the structure rules say it (`boundary-whitespace`).
         """
-        if whole[: len(prompt)] == prompt:
+        if whole[: len(prompt)] == prompt or (draft.plain and draft.texts[0][-1:].isspace()):
             return []
         shown = self.codec.tokenizer.decode(whole[len(prompt) :][:30])
-        if completion is None:
+        if draft.chats:
             return [Hit(NOT_STABLE, "error", _NOT_STABLE.format(what=what, shown=shown), _STABLE_FIX)]
         return [Hit(MERGED, "error", _MERGED.format(what=what, shown=shown), _MERGED_FIX)]
 

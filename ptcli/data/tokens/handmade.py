@@ -26,7 +26,7 @@ class _Handmade(Encoder):
         if not all(isinstance(each, str) for each in (prompt, *completions)):
             raise Unreadable
         wholes = [prompt + each for each in completions]
-        return Draft([prompt, *wholes], plain=[prompt, *completions], data=(names, completions))
+        return Draft([prompt, *wholes], plain=[prompt, *completions], data=names)
 
     def _draft_chats(self, row: Row, prompt: list[Any], completions: list[list[Any]], names: tuple[str, ...]) -> Draft:
         """`apply_chat_template` of trl/data_utils.py: the prompt is what it has in common with all completions."""
@@ -36,8 +36,7 @@ class _Handmade(Encoder):
         wholes = [self.codec.render(each, extra=extra) for each in chats]
         for whole in wholes:
             start = common_prefix(start, whole)
-        parts = [whole[len(start) :] for whole in wholes]
-        return Draft([start, *wholes], chats=list(zip(chats, wholes, strict=True)), data=(names, parts))
+        return Draft([start, *wholes], chats=list(zip(chats, wholes, strict=True)), data=names)
 
     def pieces(self, prompt: Ids, whole: Ids) -> tuple[Ids, Ids]:
         """Tokens of prompt and answer: where the prompt's last token is another in the whole, it goes to the answer."""
@@ -46,11 +45,9 @@ class _Handmade(Encoder):
             start -= 1
         return whole[:start], whole[start:]
 
-    def boundary(self, prompt: Ids, kept: Ids, whole: Ids, draft: Draft, completion: str, name: str) -> list[Hit]:
+    def boundary(self, prompt: Ids, kept: Ids, whole: Ids, draft: Draft, name: str) -> list[Hit]:
         """A finding where not only the prompt's last token changed: the answer then lacks its beginning."""
-        if kept == prompt[: len(kept)]:
-            return []
-        return self.split(prompt, whole, draft, completion, name)
+        return [] if kept == prompt[: len(kept)] else self.split(prompt, whole, draft, name)
 
 
 def render_prompt(encoder: Encoder, prompt: list[Any], extra: Any, tools: Any = None) -> str:
@@ -81,11 +78,10 @@ class CPO(_Handmade):
         return self.draft_all(row, prompt, [chosen, rejected], ("chosen", "rejected"))
 
     def assemble(self, draft: Draft, tokens: Sequence[Ids]) -> Encoded:
-        names, completions = draft.data
         eos, sides, hits = self.codec.eos, [], []
-        for name, completion, whole in zip(names, completions, tokens[1:], strict=True):
+        for name, whole in zip(draft.data, tokens[1:], strict=True):
             prompt, answer = self.pieces(tokens[0], whole)
-            hits += self.boundary(tokens[0], prompt, whole, draft, completion, name)
+            hits += self.boundary(tokens[0], prompt, whole, draft, name)
             ended = answer if eos is None or (answer and answer[-1] == eos) else [*answer, eos]
             sides.append((name, _with_bos(prompt, self.codec.bos), ended))
         samples, longest = self._cut(sides)
@@ -126,14 +122,13 @@ class BCO(_Handmade):
         return self.draft_all(row, row.get("prompt"), [row.get("completion")], ("completion",))
 
     def assemble(self, draft: Draft, tokens: Sequence[Ids]) -> Encoded:
-        names, completions = draft.data
         hits: list[Hit] = []
         samples = []
-        for name, completion, whole in zip(names, completions, tokens[1:], strict=True):
+        for name, whole in zip(draft.data, tokens[1:], strict=True):
             prompt, answer = self.pieces(tokens[0], whole)
             if not prompt or not answer:
                 raise Unreadable  # the trainer fails on a row without either
-            hits += self.boundary(tokens[0], prompt, whole, draft, completion, name)
+            hits += self.boundary(tokens[0], prompt, whole, draft, name)
             samples.append(self._cut(name, prompt, answer, hits))
         return Encoded(tuple(samples), hits=hits)
 

@@ -1,6 +1,6 @@
 """Tokenizers of recipes, from folders that may hold nothing else, and what is known of the models around them.
 
-`from transformers import AutoTokenizer` imports torch where it is installed: 4 s and 400 MiB that a tokenizer never uses.
+`from transformers import AutoTokenizer` imports torch where it is installed: 4 s and 400 MiB for nothing.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ class _Prompted(Encoder):
             return self._draft_chats(row, chat_of(prompt), [chat_of(each) for each in completions], names)
         ends = self.ends_text(row, "prompt" if "prompt" in row else "chosen")
         wholes = [prompt + (self.with_end(each) if ends else each) for each in completions]
-        return Draft([prompt, *wholes], special=True, plain=[prompt, *completions], data=(names, completions))
+        return Draft([prompt, *wholes], special=True, plain=[prompt, *completions], data=names)
 
     def _draft_chats(self, row: Row, prompt: list[Any], completions: list[list[Any]], names: tuple[str, ...]) -> Draft:
         tools, extra = tools_of(row), template_arguments(row)
@@ -29,13 +29,12 @@ class _Prompted(Encoder):
         chats = [prompt + each for each in completions]
         wholes = [self.codec.render(each, tools=tools, extra=extra) for each in chats]
         rendered: list[tuple[Chat, str]] = list(zip(chats, wholes, strict=True))
-        return Draft([start, *wholes], chats=rendered, tools=tools, data=(names, [None] * len(chats)))
+        return Draft([start, *wholes], chats=rendered, tools=tools, data=names)
 
     def assemble(self, draft: Draft, tokens: Sequence[Ids]) -> Encoded:
-        names, completions = draft.data
         prompt, hits, samples = tokens[0], [], []
-        for name, completion, whole in zip(names, completions, tokens[1:], strict=True):
-            hits += self.split(prompt, whole, draft, completion, name)
+        for name, whole in zip(draft.data, tokens[1:], strict=True):
+            hits += self.split(prompt, whole, draft, name)
             sample = Sample(prompt + whole[len(prompt) :], len(prompt), name)
             samples.append(cut_sample(sample, self.max_length, keep=self.keep))
         full = self.max_length is not None and self.keep == "start" and len(prompt) >= self.max_length

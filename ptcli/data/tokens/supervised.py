@@ -83,7 +83,7 @@ class SFT(Encoder):
             return self._draft_chat(chat_of(prompt), row, chat_of(completion))
         ends = "text" not in row and self.ends_text(row, "prompt")
         whole = prompt + (self.with_end(completion) if ends else completion)
-        return Draft([prompt, whole], special=True, plain=[prompt, completion], data=("pair", completion))
+        return Draft([prompt, whole], special=True, plain=[prompt, completion], data=("pair", None))
 
     def _draft_chat(self, chat: list[dict[str, Any]], row: Row, completion: list[dict[str, Any]] | None) -> Draft:
         tools, extra = tools_of(row), template_arguments(row)
@@ -106,7 +106,7 @@ class SFT(Encoder):
         whole = ids[-1]
         sample, hits = Sample(whole, 0), []
         if len(ids) == 2:
-            hits = self.split(ids[0], whole, draft, data if kind == "pair" else None, "completion")
+            hits = self.split(ids[0], whole, draft, "completion")
             if self.context.argument("completion_only_loss", True):
                 sample.start = min(len(ids[0]), len(whole))
         if self._marked and kind in ("chat", "chats"):
