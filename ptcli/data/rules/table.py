@@ -116,6 +116,7 @@ _TABLE: tuple[tuple[str, Severity, Serves, str], ...] = (
     # files
     ("unreadable-file", "error", everyone, "a line or a file cannot be read as JSON objects"),
     ("json-array-file", "warning", everyone, "a file is one JSON array instead of one object a line"),
+    ("transform-failed", "error", everyone, "a transform of the data entry fails on a row"),
     ("empty-split", "error", everyone, "a split has no rows"),
     ("eval-missing", "error", everyone, "the trainer shall evaluate, but there are no evaluation rows"),
     ("too-few-rows", "error", everyone, "fewer rows than a batch takes"),
@@ -217,7 +218,7 @@ _TABLE: tuple[tuple[str, Severity, Serves, str], ...] = (
     ("truncated-identical", "error", pairs, "chosen and rejected are the same after truncation"),
     ("cpo-truncation", "error", _row_by_row, "`max_length` cuts answers by the wrong amount"),
     ("bco-truncation", "error", lambda m: m.data.strict_labels, "the prompt leaves no room for the answer"),
-    ("reward-filtered", "warning", lambda m: m.data.margin, "pairs longer than `max_length` are dropped"),
+    ("reward-filtered", "error", lambda m: m.data.margin, "pairs longer than `max_length` are dropped"),
     ("rl-prompt-not-truncated", "warning", prompts, "prompt and completion do not fit into the model"),
     ("zero-trained", "error", answers, "no token of a row is trained"),
     ("no-eos", "warning", answers, "rows do not end with the end-of-sequence token"),

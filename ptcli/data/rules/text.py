@@ -36,7 +36,7 @@ def suspects(seen: Seen) -> Iterator[Hit]:
         if broken is not None:
             detail = f"`{column}` has {_named(broken.group())} in it"
             yield Hit("encoding", "warning", detail, "decode the texts once more from their source, as UTF-8", column)
-        token = _TEMPLATE_TOKEN.search(_without_end(text))
+        token = _TEMPLATE_TOKEN.search(text if column in seen.chats else _without_end(text))
         if token is not None:
             detail = f"`{column}` has the template token {token.group()} in it"
             fix = "write chats as messages and leave the template to the tokenizer"
@@ -50,7 +50,7 @@ def _named(found: str) -> str:
 
 
 def _without_end(text: str) -> str:
-    """The text without one end-of-sequence token at its end."""
+    """The text without one end-of-sequence token at its end, which TRL then does not append once more."""
     text = text.rstrip()
     return next((text.removesuffix(end) for end in _ENDS if text.endswith(end)), text)
 
