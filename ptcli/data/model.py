@@ -127,7 +127,7 @@ class Profile:
     digests: array[int] = field(default_factory=lambda: array("Q"))
     """xxh3_64 of what the trainer reads of each row, for duplicates; not all rows where there are too many."""
     counts: Counter[str] = field(default_factory=Counter)
-    """Whatever else rules count."""
+    """Whatever else rules count. `renumbered`: row numbers are not those of `labels` and `digests`."""
     ends: tuple[int, int] | None = None
     """For methods that pair a completion with its neighbour's prompt: digests of the first and the last completion."""
 

@@ -43,6 +43,8 @@ class Checker:
         """Looks at one row. `number` counts from the first row of this profile."""
         profile = self.profile
         plan, rules = self._plans.get(tuple(row)) or self._plan(row)
+        if number != profile.rows:
+            profile.counts["renumbered"] = 1
         profile.rows += 1
         self._count(row, plan, number)
         self._bulk(row, plan)

@@ -11,6 +11,7 @@ from ptcli.data.rules.facts import NOT_PASSED, Facts, Plan, plan_of
 from ptcli.data.rules.shapes import FORMAT_COLUMNS, Shape, foreign_families, shapes_of, takers
 from ptcli.data.rules.table import RULES
 from ptcli.data.rules.words import clip, listed
+from ptcli.methods import DatasetType
 
 ALIASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -44,8 +45,12 @@ def names_of(columns: Iterable[str]) -> str:
 
 
 def missing_columns(profile: Profile, facts: Facts) -> Iterator[Finding]:
+    """No accepted set of columns in the union of all rows' columns, and what was meant instead."""
     columns = union(profile)
-    if shapes_of(columns, facts.shapes):
+    present = shapes_of(columns, facts.shapes)
+    if present:
+        if present[0].form == "pairs" and "prompt" not in columns:
+            yield from _misspelt_prompt(columns, profile)
         return
     sets = " or ".join(" + ".join(f"`{name}`" for name in required) for required in _sets(facts.shapes))
     message = f"{facts.method.name} needs {sets}; the columns are {names_of(columns)}"
@@ -53,7 +58,16 @@ def missing_columns(profile: Profile, facts: Facts) -> Iterator[Finding]:
     yield from misspelt_columns(profile, facts)
 
 
+def _misspelt_prompt(columns: Sequence[str], profile: Profile) -> Iterator[Finding]:
+    """Pairs may come without a prompt, but hardly beside a column that is called almost so."""
+    alike = _alike("prompt", [name for name in columns if name not in ("chosen", "rejected")])
+    if alike is not None:
+        message = f"there is no `prompt`, and `{clip(alike)}` looks like it: it is not read"
+        yield replace(_of_all("misspelt-column", message, profile, f"rename: {{{alike}: prompt}}"), severity="warning")
+
+
 def misspelt_columns(profile: Profile, facts: Facts) -> Iterator[Finding]:
+    """Columns that look like those that are missing."""
     columns = union(profile)
     for found, meant in look_alikes(columns, facts.shapes).items():
         fix = f"rename: {{{found}: {meant}}}"
@@ -121,14 +135,16 @@ def wrong_family(profile: Profile, facts: Facts) -> Iterator[Finding]:
 
 
 def _sets(shapes: Iterable[Shape]) -> list[tuple[str, ...]]:
-    return list(dict.fromkeys(shape.required for shape in shapes))
+    """The different sets, those of token ids last."""
+    return list(dict.fromkeys(shape.required for shape in sorted(shapes, key=lambda shape: shape.form == "tokens")))
 
 
 def _transforms(columns: Sequence[str], facts: Facts) -> Iterator[str]:
     """Transforms that make known layouts of other tools into what the method takes."""
-    if {"instruction", "output"} <= set(columns):
+    converts = DatasetType.LANGUAGE_MODELING in facts.method.datasets
+    if converts and facts.traits.text and {"instruction", "output"} <= set(columns):
         yield "from: alpaca"
-    elif "conversations" in columns:
+    elif converts and "conversations" in columns:
         yield "from: sharegpt"
     elif alike := look_alikes(columns, facts.shapes):
         yield "rename: {" + ", ".join(f"{found}: {meant}" for found, meant in alike.items()) + "}"
@@ -139,7 +155,7 @@ def mixed_values(profile: Profile, facts: Facts) -> Iterator[Finding]:
     read = {name for shape in facts.shapes if shape.form != "tokens" for name in shape.required}
     for column in (*FORMAT_COLUMNS, facts.text_field):
         kinds = profile.kinds.get(column)
-        if kinds is None or not (column in read or facts.method.prompts == "text"):
+        if kinds is None or not (column in read or (column in FORMAT_COLUMNS and facts.method.prompts == "text")):
             continue
         rows: dict[str, int] = {}
         counts: dict[str, int] = {}

@@ -13,7 +13,8 @@ def evaluation(profile: Profile, facts: Facts) -> Iterator[Finding]:
     """Evaluation without rows for it."""
     strategy = facts.context.argument("eval_strategy", "no")
     name = str(getattr(strategy, "value", strategy))
-    if facts.train and not facts.context.has_eval and strategy and name != "no":
+    held_out = facts.context.has_eval or facts.method.wants_eval
+    if facts.train and not held_out and strategy and name != "no":
         message = f"`eval_strategy` is {name}, but there are no evaluation rows"
         yield Finding("eval-missing", "error", message, fix="give `data.eval`, or set training: {eval_strategy: no}")
 

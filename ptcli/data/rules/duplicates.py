@@ -20,7 +20,7 @@ def duplicate_rows(profile: Profile, facts: Facts) -> Iterator[Finding]:
     if rows == 0 or count <= _MOST * rows:
         return
     what = "prompts" if facts.repeats_prompts else "rows"
-    first = tuple(islice(_first_repeated(profile), MOST_ROWS))
+    first = () if profile.counts["renumbered"] else tuple(islice(_first_repeated(profile), MOST_ROWS))
     message = f"{count} of {rows} {what} ({count / rows:.0%}) repeat an earlier one exactly"
     yield Finding("duplicate-rows", "warning", message, count, first, "drop the copies", count / rows)
 
@@ -55,11 +55,10 @@ def overlap(train: Profile, evaluation: Profile, context: Context) -> list[Findi
         return []
     rows = [number for number, digest in enumerate(evaluation.digests) if digest in common]
     count, total = len(rows), len(evaluation.digests)
+    first = () if evaluation.counts["renumbered"] else tuple(rows[:MOST_ROWS])
     message = f"{count} of {total} rows ({count / total:.0%}) of the {context.split} split are training rows too"
     fix = "take them out of one of the two: they make the evaluation look better than it is"
-    return [
-        Finding("duplicate-rows", "warning", message, count, tuple(rows[:MOST_ROWS]), fix, count / total, context.split)
-    ]
+    return [Finding("duplicate-rows", "warning", message, count, first, fix, count / total, context.split)]
 
 
 SET_RULES = (duplicate_rows,)

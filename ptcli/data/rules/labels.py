@@ -23,7 +23,7 @@ def label(seen: Seen) -> Iterator[Hit]:
         yield null("label")
     elif isinstance(value, float) and not math.isfinite(value):
         yield Hit("nan-value", "error", f"`label` is {value}", "drop these rows", "label")
-    elif not isinstance(value, bool):
+    if value is not None and not isinstance(value, bool):
         yield from _not_bool("label", value, strict=seen.facts.traits.strict_labels, digits=False)
 
 
@@ -107,9 +107,10 @@ def contradicting(profile: Profile, facts: Facts) -> Iterator[Finding]:
     good = {digest for digest, label in zip(digests, labels, strict=True) if label == 1}
     rows = [row for row, label in enumerate(labels) if label == 0 and digests[row] in good]
     if rows:
+        first = () if profile.counts["renumbered"] else tuple(rows[:MOST_ROWS])
         message = f"{len(rows)} undesirable rows are desirable ones elsewhere: same prompt, same completion"
         share = len(rows) / len(labels)
-        yield Finding("contradicting-labels", "warning", message, len(rows), tuple(rows[:MOST_ROWS]), "", share)
+        yield Finding("contradicting-labels", "warning", message, len(rows), first, "", share)
 
 
 def order(profile: Profile, facts: Facts) -> Iterator[Finding]:

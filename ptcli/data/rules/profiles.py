@@ -28,6 +28,8 @@ def merge(profile: Profile, later: Profile, shift: int | None = None) -> None:
     if room > 0:
         profile.digests += later.digests if len(later.digests) <= room else later.digests[:room]
     profile.counts.update(later.counts)
+    if by != profile.rows:
+        profile.counts["renumbered"] += 1
     _merge_ends(profile, later)
     profile.rows += later.rows
 

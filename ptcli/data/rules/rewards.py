@@ -38,6 +38,8 @@ def missing(profile: Profile, facts: Facts) -> Iterator[Finding]:
             if name in passed or name in RESERVED:
                 continue
             message = f"the reward `{clip(need.name)}` needs a column `{name}`; the columns are {names_of(columns)}"
+            if name in columns:
+                message = f"the reward `{clip(need.name)}` needs `{name}`, which the trainer does not hand on"
             yield Finding(
                 "reward-column-missing", "error", message, profile.rows, _first(profile), _like(name, passed), 1
             )

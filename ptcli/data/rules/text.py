@@ -23,7 +23,8 @@ SUSPECT = re.compile(f"{_BROKEN}|{_TOKENS}")
 _BROKEN_TEXT = re.compile(_BROKEN)
 _TEMPLATE_TOKEN = re.compile(_TOKENS)
 _WORD = re.compile(r"[^\W_]")
-_JOINT = frozenset(string.ascii_letters + string.digits + string.punctuation)
+_PUNCTUATION = frozenset(string.punctuation)
+_FIRST_UNSPACED = "\u2e80"
 _ANSWERS = ("completion", "chosen", "rejected")
 
 
@@ -87,14 +88,16 @@ def boundary(seen: Seen) -> Iterator[Hit]:
         yield Hit("boundary-whitespace", "warning", detail, "move the space to the beginning of the answer")
         return
     for _, text in seen.text_answers():
-        if text and prompt[-1] in _JOINT and text[0] in _ALNUM:
+        if text and (prompt[-1] in _PUNCTUATION or _spaced(prompt[-1])) and _spaced(text[0]):
             joint = clip(prompt[-12:] + text[:8])
             detail = f"prompt and answer meet without a space ({joint!r})"
             yield Hit("boundary-whitespace", "warning", detail, "begin the answer with a space", "glued")
             return
 
 
-_ALNUM = frozenset(string.ascii_letters + string.digits)
+def _spaced(letter: str) -> bool:
+    """Whether a letter or digit is of a script that puts spaces between words."""
+    return letter.isalnum() and letter < _FIRST_UNSPACED
 
 
 def text_field(seen: Seen) -> Iterator[Hit]:
