@@ -92,6 +92,9 @@ class DataTraits:
     last_turn_only: bool = False
     """True where only the last message is trained, and everything before it is the prompt."""
     empty_prompt: EmptyPrompt = "warning"
+    """What a row without a prompt is."""
+    withheld: tuple[str, ...] = ("prompt", "completion", "completion_ids")
+    """Columns that are not handed to reward functions, where all others are."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +243,7 @@ _ROWS = (
         reward_arguments=_REWARDED,
         reference="always",
         encoder="ptcli.data.tokens.prompts:OnlineDPO",
-        data=_PROMPTS,
+        data=DataTraits(empty_prompt="error", withheld=("prompt",)),
     ),
     Method(
         "xpo", "exploratory preference optimisation", "trl.experimental.xpo:XPOTrainer",

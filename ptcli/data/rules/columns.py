@@ -7,7 +7,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from ptcli.data.model import MOST_ROWS, Finding, Profile, Severity
-from ptcli.data.rules.facts import NOT_PASSED, Facts, Plan, plan_of
+from ptcli.data.rules.facts import Facts, Plan, plan_of
 from ptcli.data.rules.shapes import FORMAT_COLUMNS, Shape, foreign_families, shapes_of, takers
 from ptcli.data.rules.table import RULES
 from ptcli.data.rules.words import clip, listed
@@ -229,11 +229,10 @@ def absent_extras(profile: Profile, facts: Facts) -> Iterator[Finding]:
     for name in every:
         if name in profile.kinds:
             yield from _lack(name, _without(name, profile), profile, "null-value")
-    if facts.rewarded:
-        for name in profile.kinds:
-            if name not in NOT_PASSED:
-                rule = "reward-column-null" if name in facts.reward_columns else "odpo-null-column"
-                yield from _lack(name, _without(name, profile), profile, rule)
+    for name in profile.kinds:
+        if facts.passed(name):
+            rule = "reward-column-null" if name in facts.reward_columns else "odpo-null-column"
+            yield from _lack(name, _without(name, profile), profile, rule)
 
 
 def _without(name: str, profile: Profile) -> list[tuple[str, ...]]:

@@ -16,8 +16,6 @@ Message = dict[str, Any]
 ROLES = frozenset(("system", "user", "assistant", "tool"))
 RESERVED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
 """What trainers pass to reward functions by keyword."""
-NOT_PASSED = ("prompt", "completion", "completion_ids")
-"""Columns that trainers keep from reward functions."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ class Facts:
 
     def passed(self, column: str) -> bool:
         """Whether reward functions are handed the column."""
-        return self.rewarded and column not in NOT_PASSED
+        return self.rewarded and column not in self.traits.withheld
 
 
 @dataclass(frozen=True, slots=True)

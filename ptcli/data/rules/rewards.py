@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from ptcli.data.model import MOST_ROWS, Finding, Hit, Profile, Severity
 from ptcli.data.rules.columns import ALIASES, names_of, union
-from ptcli.data.rules.facts import NOT_PASSED, RESERVED, Facts, Seen
+from ptcli.data.rules.facts import RESERVED, Facts, Seen
 from ptcli.data.rules.words import clip
 
 _USUAL = ("answer", "solution", "ground_truth", "target", "final_answer", "reference")
@@ -32,7 +32,7 @@ def leak(seen: Seen) -> Iterator[Hit]:
 def missing(profile: Profile, facts: Facts) -> Iterator[Finding]:
     """Parameters of reward functions for which there is no column."""
     columns = union(profile)
-    passed = [name for name in columns if name not in NOT_PASSED]
+    passed = [name for name in columns if facts.passed(name)]
     for need in facts.context.rewards:
         for name in need.required:
             if name in passed or name in RESERVED:

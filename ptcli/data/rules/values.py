@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ptcli.data.model import Hit
-from ptcli.data.rules.facts import NOT_PASSED, TEXT_OR_CHAT, Seen
+from ptcli.data.rules.facts import TEXT_OR_CHAT, Seen
 from ptcli.data.rules.words import clip, quote, typed
 
 _CHAT_KEYS = (frozenset(("role", "content")), frozenset(("from", "value")))
@@ -178,7 +178,7 @@ def not_finite(seen: Seen) -> Iterator[Hit]:
 def column_nulls(seen: Seen) -> Iterator[Hit]:
     """Nulls in what reward functions are handed."""
     for column, value in seen.row.items():
-        if value is None and column not in NOT_PASSED:
+        if value is None and seen.facts.passed(column):
             yield null_for_rewards(column, seen.facts.reward_columns)
 
 
