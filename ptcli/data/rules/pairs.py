@@ -87,6 +87,8 @@ def equal(chosen: Any, rejected: Any) -> bool:
         return chosen.strip() == rejected.strip()
     if not isinstance(chosen, list) or len(chosen) != len(rejected) or not chosen:
         return False
+    if chosen[-1] != rejected[-1] and _stripped(chosen[-1]) != _stripped(rejected[-1]):
+        return False
     return all(one == other or _stripped(one) == _stripped(other) for one, other in zip(chosen, rejected, strict=True))
 
 

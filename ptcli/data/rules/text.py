@@ -20,6 +20,7 @@ _TOKENS = (
 )
 SUSPECT = re.compile(f"{_BROKEN}|{_TOKENS}")
 """Whatever the rules of this module may object to inside a text."""
+_CONTROL = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f]")
 _BROKEN_TEXT = re.compile(_BROKEN)
 _TEMPLATE_TOKEN = re.compile(_TOKENS)
 _WORD = re.compile(r"[^\W_]")
@@ -31,7 +32,7 @@ _ANSWERS = ("completion", "chosen", "rejected")
 def suspects(seen: Seen) -> Iterator[Hit]:
     """Template tokens and broken characters."""
     for column, text in seen.texts:
-        if SUSPECT.search(text) is None:
+        if plain(text):
             continue
         broken = _BROKEN_TEXT.search(text)
         if broken is not None:
@@ -42,6 +43,13 @@ def suspects(seen: Seen) -> Iterator[Hit]:
             detail = f"`{column}` has the template token {token.group()} in it"
             fix = "write chats as messages and leave the template to the tokenizer"
             yield Hit("special-token-in-text", "warning", detail, fix, column)
+
+
+def plain(text: str) -> bool:
+    """Whether a text holds neither template tokens nor broken characters."""
+    if text.isascii() and "<" not in text and "[" not in text:
+        return _CONTROL.search(text) is None
+    return SUSPECT.search(text) is None
 
 
 def _named(found: str) -> str:
