@@ -84,7 +84,7 @@ class DataTraits:
     strict_labels: bool = False
     """True where only JSON's true and false count as labels; elsewhere 0 and 1 do too."""
     shuffles: bool = True
-    """False where rows are trained in the order of the file."""
+    """False where rows are trained in the order of the file, unless `train_sampling_strategy` says otherwise."""
     kl_batches: bool = False
     """True where each completion is also scored under its neighbour's prompt, within a batch."""
     margin: bool = False
@@ -217,7 +217,8 @@ _ROWS = (
         reference="always", keeps_adapter=False,
         encoder="ptcli.data.tokens.handmade:BCO",
         data=DataTraits(
-            implicit_prompt="row by row", checks_last_role=True, strict_labels=True, empty_prompt="error",
+            template_kwargs=True, implicit_prompt="row by row", checks_last_role=True, strict_labels=True,
+            empty_prompt="error",
         ),
     ),
     Method(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from ptcli.builtin import MODEL
 from ptcli.errors import RequestError
-from ptcli.methods import METHODS, NOT_COVERED, Section, find_method
+from ptcli.methods import METHODS, NOT_COVERED, DatasetType, Section, find_method
 from ptcli.recipe import availability, code
 from ptcli.recipe.code import NotFound
 from tests.smoke_runs import FURTHER, USUAL
@@ -137,6 +138,51 @@ def test_a_trainer_that_is_not_covered_yet(tmp_path: Path, ptcli: Callable) -> N
     assert "the method `gold` is not covered yet: TRL has its GOLDTrainer" in result.err
     with pytest.raises(RequestError, match="'gold' is not covered yet"):
         find_method("gold")
+
+
+# --- what a trainer reads of its rows: as the source of its module says ----------------------------------------------
+
+
+def _source(method: str) -> str:
+    spec = importlib.util.find_spec("trl")
+    assert spec is not None
+    module = METHODS[method].trainer.partition(":")[0]
+    folder = _trl() / "trainer" if module == "trl" else _trl().joinpath(*module.split(".")[1:])
+    return (folder / f"{method}_trainer.py").read_text()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_columns_that_reach_the_template(method: str) -> None:
+    source, traits = _source(method), METHODS[method].data
+    assert traits.tools == ('example.get("tools")' in source)
+    whole_rows = "maybe_extract_prompt" in source
+    assert traits.template_kwargs == ('example.get("chat_template_kwargs"' in source or whole_rows)
+    assert traits.checks_last_role == whole_rows
+    assert traits.margin == ('"margin"' in source)
+    assert traits.sharegpt == ("maybe_convert_to_chatml" in source)
+
+
+@pytest.mark.parametrize("method", [row.name for row in METHODS.values() if DatasetType.PREFERENCE in row.datasets])
+def test_prompts_that_are_cut_off_pairs(method: str) -> None:
+    source = _source(method)
+    each_row, first_row = "maybe_extract_prompt" in source, "dataset.map(extract_prompt" in source
+    expected = "row by row" if each_row else "first row decides" if first_row else "kept"
+    assert METHODS[method].data.implicit_prompt == expected
+
+
+@pytest.mark.parametrize("method", ["grpo", "rloo", "online_dpo"])
+def test_columns_that_rewards_are_not_handed(method: str) -> None:
+    """MiniLLM's trainer is a child of GRPO's."""
+    names = re.search(r"keys = \[key for key in inputs\S* if key not in (\[.*?\])\]", _source(method))
+    assert names is not None
+    assert list(METHODS[method].data.withheld) == ast.literal_eval(names[1])
+
+
+def test_labels_and_the_order_of_rows() -> None:
+    assert [name for name, row in METHODS.items() if row.data.strict_labels] == ["bco"]
+    assert 'batch["label"][i] is True' in _source("bco")
+    assert [name for name, row in METHODS.items() if not row.data.shuffles] == ["kto"]
+    assert 'args.train_sampling_strategy != "sequential"' in _source("kto")
 
 
 # --- sections --------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from ptcli.data.rules.words import quote
 _IMBALANCE = 4
 _SORTED = 0.5
 _SAME = 0.2
+_SAMPLING = "train_sampling_strategy"
 
 
 def label(seen: Seen) -> Iterator[Hit]:
@@ -115,7 +116,7 @@ def contradicting(profile: Profile, facts: Facts) -> Iterator[Finding]:
 
 def order(profile: Profile, facts: Facts) -> Iterator[Finding]:
     """Batches that are taken in the order of the file."""
-    if not facts.train or not _unshuffled(facts):
+    if not facts.train or facts.traits.shuffles or facts.context.argument(_SAMPLING, "sequential") != "sequential":
         return
     yield from _sorted_labels(profile, facts)
     if not facts.traits.kl_batches or facts.context.argument("loss_type") == "apo_zero_unpaired":
@@ -128,10 +129,6 @@ def order(profile: Profile, facts: Facts) -> Iterator[Finding]:
     if same > _SAME * max(len(profile.labels) - 1, 1):
         message = f"{same} rows have the completion of the row before: their KL estimate equals the reward"
         yield Finding("kto-kl-same-completion", "warning", message, same, (), "shuffle: true", same / rows)
-
-
-def _unshuffled(facts: Facts) -> bool:
-    return not facts.traits.shuffles
 
 
 def _sorted_labels(profile: Profile, facts: Facts) -> Iterator[Finding]:

@@ -299,6 +299,8 @@ CASES = [
     warns("label-imbalance", "kto bco", add(UNP, label=True) + UNP[1:2], UNP),
     warns("contradicting-labels", "kto bco", [*UNP, UNP[0] | {"label": False}], UNP),
     warns("kto-sorted-labels", "kto", sorted(UNP + UNP, key=lambda row: row["label"]), UNP, arguments=BATCH_OF_4),
+    warns("kto-sorted-labels", "kto", sorted(UNP + UNP, key=lambda row: row["label"]), UNP,
+          arguments=BATCH_OF_4 | {"train_sampling_strategy": "sequential"}),
     warns("kto-sorted-labels", "kto", PREF, [], arguments=BATCH_OF_4),
     warns("kto-kl-batch", "kto", UNP[:5], UNP, arguments=BATCH_OF_4),
     warns("kto-kl-same-completion", "kto", add(UNP, completion=" Nine."), UNP, arguments=BATCH_OF_4),
