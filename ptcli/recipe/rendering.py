@@ -13,8 +13,9 @@ from typing import Any
 from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Macro
+from jinja2.runtime import LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 
 Chat = list[dict[str, Any]]
 
@@ -45,6 +46,27 @@ class _GenerationTag(Extension):
 
     def _content(self, caller: Macro) -> str:
         return caller()
+
+
+_TEXT_METHODS = frozenset(name for name in dir(str) if name[0] != "_") - {"format", "format_map"}
+_DICT_METHODS = frozenset(dir(dict))
+_PLAIN = (str, int, bool, float, list, dict, type(None))
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """jinja2's sandbox, which takes a short way to what it allows anyway: half of the time of the usual templates."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        kind = type(obj)
+        if kind is dict and attribute not in _DICT_METHODS:
+            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        if kind is str and attribute in _TEXT_METHODS:
+            return getattr(obj, attribute)
+        if (kind is Namespace or kind is LoopContext) and attribute[:1] != "_":
+            value = getattr(obj, attribute, self)
+            if type(value) in _PLAIN:
+                return value
+        return super().getattr(obj, attribute)
 
 
 def find_syntax_fault(template: str) -> Fault | None:
@@ -113,9 +135,7 @@ def compile_template(template: str) -> Template:
 @cache
 def template_environment(generation: type[Extension]) -> ImmutableSandboxedEnvironment:
     """transformers' environment; `generation` is what it makes of the generation tag."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[generation, loopcontrols]
-    )
+    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[generation, loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals |= {"raise_exception": _raise, "strftime_now": lambda form: datetime.now().strftime(form)}
     return environment
