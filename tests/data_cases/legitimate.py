@@ -260,7 +260,7 @@ _PAIRS = [
 ]  # fmt: skip
 
 _UNPAIRED = [
-    *(Case("text", method, many(c.unpaired)) for method in ("kto", "bco")),
+    *(Case("unpaired", method, many(c.unpaired)) for method in ("kto", "bco")),
     *(Case("chat", method, many(c.chat_unpaired)) for method in ("kto", "bco")),
     Case("extras", "kto", every(many(c.unpaired), id=str, score=lambda i: i / 2, source=None)),
     Case("extras", "bco", every(many(c.chat_unpaired), annotator=lambda i: i % 3)),
@@ -293,7 +293,7 @@ _GKD = [
 
 _ONLINE = ("grpo", "rloo", "online_dpo", "xpo", "nash_md", "minillm", "distillation")
 _PROMPTS = [
-    *(Case("text", method, many(c.prompt)) for method in _ONLINE),
+    *(Case("prompts", method, many(c.prompt)) for method in _ONLINE),
     *(Case("chat", method, many(c.chat_prompt)) for method in _ONLINE),
     *(Case("system", method, every(many(c.chat_prompt), prompt=lambda i: [system(), user(question(i))])) for method in ("grpo", "rloo", "nash_md")),
     *(Case("answer", method, many(c.answered), args={"reward_columns": ["answer"]}) for method in ("grpo", "minillm")),
@@ -319,7 +319,7 @@ _PROMPTS = [
     Case("ids", "online_dpo", every(many(c.chat_prompt), id=lambda i: i, source="books")),
     Case("dataset-column", "minillm", every(many(c.prompt), dataset="books", idx=lambda i: i)),
     Case("fewer-than-a-batch-is-enough", "grpo", many(c.prompt, 2)),
-    Case("text", "ppo", many(c.prompt)),
+    Case("prompts", "ppo", many(c.prompt)),
     Case("chat", "ppo", many(c.chat_prompt)),
     Case("tokens", "ppo", many(lambda i: {"input_ids": [5 + k for k in range(3 + i)]})),
 ]  # fmt: skip
