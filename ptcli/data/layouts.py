@@ -121,6 +121,15 @@ def from_alpaca(row: Row) -> Row:
     return {"prompt": messages, **rest, **_answers(row)}
 
 
+def alpaca_messages(row: Row) -> Row:
+    """The same with the whole chat in `messages`, for a mixture with such, and for methods that take nothing else."""
+    made = from_alpaca(row)
+    if "completion" not in made:
+        return made
+    rest = {name: value for name, value in made.items() if name not in ("prompt", "completion")}
+    return {"messages": made["prompt"] + made["completion"], **rest}
+
+
 def _text(row: Row, column: str, *, needed: bool = True) -> str:
     value = row.get(column)
     if value is None and not needed:

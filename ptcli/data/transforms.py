@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ptcli.data.layouts import from_alpaca, from_sharegpt
+from ptcli.data.layouts import alpaca_messages, from_alpaca, from_sharegpt
 from ptcli.data.model import Row
 from ptcli.data.places import Template
 from ptcli.data.problems import TransformError
@@ -49,10 +49,20 @@ class RowTransform:
         return result
 
 
-def compile_transform(entry: DataEntry) -> RowTransform | None:
-    """What the entry does to its rows; None when it leaves them as they are."""
-    steps = tuple(_STEPS[name](getattr(entry, name)) for name in ROW_KEYS if getattr(entry, name))
-    return RowTransform(steps) if steps else None
+def compile_transform(entry: DataEntry, *, messages: bool = False) -> RowTransform | None:
+    """What the entry does to its rows; None when it leaves them as they are.
+
+    `messages`: write Alpaca's layout as messages (`ptcli.data.mixture` knows when), not as prompt and completion.
+    """
+    steps = [compile_step(entry, name) for name in ROW_KEYS if getattr(entry, name)]
+    if messages and steps and steps[0] is from_alpaca:
+        steps[0] = alpaca_messages
+    return RowTransform(tuple(steps)) if steps else None
+
+
+def compile_step(entry: DataEntry, name: str) -> Step:
+    """What one of the ROW_KEYS, which the entry must have, does to a row."""
+    return _STEPS[name](getattr(entry, name))
 
 
 def selection(count: int, seed: int | None, take: int | None) -> Sequence[int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ptcli.data.head import read_head
 from ptcli.errors import KeyPath, Problem
 from ptcli.methods import METHODS
 from ptcli.recipe.adapter_folders import check_adapters
@@ -21,6 +22,7 @@ from ptcli.recipe.padding import check_padding
 from ptcli.recipe.random_weights import check_random_weights
 from ptcli.recipe.scorers import check_scorers
 from ptcli.recipe.tokenizers import check_tokenizers
+from ptcli.recipe.transform_references import check_allow, check_transforms, check_weights
 
 __all__ = ["check_data_entries", "check_references", "read_model_config", "resolve_model_path"]
 
@@ -44,18 +46,21 @@ def check_references(recipe: Recipe) -> list[Problem]:
 
 
 def check_data_entries(recipe: Recipe) -> Iterator[Problem]:
-    """A problem for each file, folder or shipped set that `data` names and that is not there."""
-    for key, entry in _data_entries(recipe):
-        yield from check_data(entry, (*key, "path"))
+    """A problem for each file, folder, shipped set, function, column or rule of `data` that is not there."""
+    for key, entries in _data_lists(recipe):
+        for index, entry in enumerate(entries):
+            place = (*key, index)
+            problems = check_data(entry, (*place, "path"))
+            yield from problems
+            yield from check_transforms(entry, place, None if problems else read_head(entry))
+        yield from check_weights(entries, key)
+    yield from check_allow(recipe.data.allow)
 
 
-def _data_entries(recipe: Recipe) -> Iterator[tuple[KeyPath, DataEntry]]:
-    for index, entry in enumerate(recipe.data.train):
-        yield ("data", "train", index), entry
+def _data_lists(recipe: Recipe) -> Iterator[tuple[KeyPath, list[DataEntry]]]:
+    yield ("data", "train"), recipe.data.train
     groups = recipe.data.eval
     if isinstance(groups, list):
-        groups = {"": groups}
-    if isinstance(groups, dict):
-        for name, entries in groups.items():
-            for index, entry in enumerate(entries):
-                yield ("data", "eval", *([name] if name else []), index), entry
+        yield ("data", "eval"), groups
+    elif isinstance(groups, dict):
+        yield from ((("data", "eval", name), entries) for name, entries in groups.items())

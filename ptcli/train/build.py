@@ -6,6 +6,7 @@ import inspect
 import os
 import typing
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from accelerate import PartialState
@@ -29,6 +30,7 @@ from ptcli.train.models import (
 from ptcli.train.objects import import_class
 from ptcli.train.peft_sync import send_plain_names
 from ptcli.train.plain_lora import remember_start
+from ptcli.train.prepared import load as load_prepared
 from ptcli.train.processors import load_processor
 from ptcli.train.prompts import check_padding, tokenize_prompts
 from ptcli.train.reference import complete_reference, own_reference
@@ -61,11 +63,13 @@ def build_trainer(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> 
     processor = load_processor(recipe.model, generates=row.online)
     check_vocabularies(recipe, processor)
     with PartialState().local_main_process_first():  # it reads the files, the others find its cache
-        train, evaluation = _load_rows(recipe, row, processor)
+        train, evaluation = load_data(recipe)
+    prepared = load_prepared(recipe, arguments, processor, train, evaluation)
+    if row.prompts != "text":
+        check_padding(processor)
+        train, evaluation = (train, evaluation) if prepared else _as_tokens(train, evaluation, processor)
     given = {
         "args": arguments,
-        "train_dataset": train,
-        "eval_dataset": evaluation,
         "processing_class": processor,
         "peft_config": peft_config(recipe.peft, row.head),
         "callbacks": list(callbacks),
@@ -73,7 +77,9 @@ def build_trainer(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> 
         **_sections(recipe, row, parameters),
         **own_reference(recipe),
     }
-    trainer = trainer_class(**{name: value for name, value in given.items() if name in parameters})
+    with prepared.kept_by(trainer_class) if prepared else nullcontext((train, evaluation)) as rows:
+        given |= dict(zip(("train_dataset", "eval_dataset"), rows, strict=True))
+        trainer = trainer_class(**{name: value for name, value in given.items() if name in parameters})
     complete_reference(trainer)
     name_models(trainer, recipe.rewards)
     keep_precision(trainer)
@@ -83,14 +89,11 @@ def build_trainer(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> 
     return trainer
 
 
-def _load_rows(recipe: Recipe, row: Method, processor: Any) -> tuple[Any, Any]:
-    """Training and evaluation rows, prompts as tokens where the trainer wants that."""
-    train, evaluation = load_data(recipe)
-    if row.prompts == "text":
-        return train, evaluation
-    check_padding(processor)
-    train = tokenize_prompts(train, processor, "data.train")
-    return train, tokenize_prompts(evaluation, processor, "data.eval") if evaluation else None
+def _as_tokens(train: Any, evaluation: Any, processor: Any) -> tuple[Any, Any]:
+    """Training and evaluation rows for a trainer that wants prompts as tokens."""
+    with PartialState().local_main_process_first():
+        train = tokenize_prompts(train, processor, "data.train")
+        return train, tokenize_prompts(evaluation, processor, "data.eval") if evaluation else None
 
 
 def build_arguments(recipe: Recipe, row: Method, *, by_path: bool) -> TrainingArguments:

@@ -10,12 +10,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, Features, concatenate_datasets, load_dataset, load_from_disk
+from datasets import (
+    Dataset,
+    DatasetDict,
+    concatenate_datasets,
+    interleave_datasets,
+    load_dataset,
+    load_from_disk,
+)
 
 from ptcli.builtin import data_path
+from ptcli.data.mixture import compile_transforms
+from ptcli.data.transforms import RowTransform
 from ptcli.errors import WorkError
+from ptcli.methods import METHODS
 from ptcli.recipe.data_files import data_format, data_suffix, held_out
 from ptcli.recipe.model import DataEntry, Recipe
+from ptcli.train.alignment import align
+from ptcli.train.transformed import transformed
 
 BUILDERS = {"JSON": "json", "Parquet": "parquet", "CSV": "csv", "TSV": "csv", "Arrow": "arrow"}
 """Format -> builder of `datasets`."""
@@ -23,15 +35,15 @@ BUILDERS = {"JSON": "json", "Parquet": "parquet", "CSV": "csv", "TSV": "csv", "A
 
 def load_data(recipe: Recipe) -> tuple[Dataset, Dataset | dict[str, Dataset] | None]:
     """The training rows and the evaluation rows. Raises WorkError that names the entry at fault."""
-    train = _load_entries(recipe.data.train, "data.train", recipe.seed)
+    train = _load_entries(recipe, recipe.data.train, "data.train")
     evaluation = recipe.data.eval
     if isinstance(evaluation, float | int):
         return _hold_out(train, evaluation, recipe.seed)
     if isinstance(evaluation, dict):
         return train, {
-            name: _load_entries(entries, f"data.eval.{name}", recipe.seed) for name, entries in evaluation.items()
+            name: _load_entries(recipe, entries, f"data.eval.{name}") for name, entries in evaluation.items()
         }
-    return train, _load_entries(evaluation, "data.eval", recipe.seed) if evaluation else None
+    return train, _load_entries(recipe, evaluation, "data.eval") if evaluation else None
 
 
 def _hold_out(rows: Dataset, share: float | int, seed: int) -> tuple[Dataset, Dataset]:
@@ -42,20 +54,33 @@ def _hold_out(rows: Dataset, share: float | int, seed: int) -> tuple[Dataset, Da
     return parts["train"], parts["test"]
 
 
-def _load_entries(entries: Sequence[DataEntry], key: str, seed: int) -> Dataset:
-    loaded = [_load_entry(entry, f"{key}.{index}", seed) for index, entry in enumerate(entries)]
-    return _concatenate(loaded, key)
+def _load_entries(recipe: Recipe, entries: Sequence[DataEntry], key: str) -> Dataset:
+    method = METHODS[recipe.method]
+    transforms = compile_transforms(entries, method)
+    loaded = [
+        _load_entry(entry, transform, f"{key}.{index}", recipe.seed)
+        for index, (entry, transform) in enumerate(zip(entries, transforms, strict=True))
+    ]
+    parts = align(loaded, key, keep_all=bool(method.reward_arguments))
+    weights = [entry.weight for entry in entries if entry.weight is not None]
+    if len(parts) == 1 or len(weights) < len(parts):
+        return concatenate_datasets(parts) if len(parts) > 1 else parts[0]
+    shares = [weight / sum(weights) for weight in weights]
+    # Until the last entry was read whole: with any other strategy some rows would never be trained on.
+    return interleave_datasets(parts, probabilities=shares, seed=recipe.seed, stopping_strategy="all_exhausted")
 
 
-def _load_entry(entry: DataEntry, key: str, seed: int) -> Dataset:
+def _load_entry(entry: DataEntry, transform: RowTransform | None, key: str, seed: int) -> Dataset:
     rows = _read(entry, key)
-    rows = _rename(rows, entry.rename, key)
+    if transform:
+        rows = transformed(entry, transform, rows, rows._fingerprint, key)
     if entry.shuffle is not False:
         rows = rows.shuffle(seed=seed if entry.shuffle is True else entry.shuffle)
     if entry.take is not None:
         rows = rows.take(min(entry.take, len(rows)))
     if not len(rows):
-        raise WorkError(f"{key}: {entry.path} has no rows in split `{entry.split}`")
+        kept = " that `filter` keeps" if entry.filter else ""
+        raise WorkError(f"{key}: {entry.path} has no rows in split `{entry.split}`{kept}")
     return rows
 
 
@@ -107,43 +132,6 @@ def _pick_split(rows: DatasetDict, entry: DataEntry, key: str) -> Dataset:
     if entry.split not in rows:
         raise WorkError(f"{key}: {entry.path} has no split `{entry.split}`; it has {', '.join(sorted(rows))}")
     return rows[entry.split]
-
-
-def _rename(rows: Dataset, names: dict[str, str], key: str) -> Dataset:
-    missing = sorted(set(names) - set(rows.column_names))
-    if missing:
-        found = ", ".join(rows.column_names)
-        raise WorkError(f"{key}.rename: there is no column {', '.join(f'`{name}`' for name in missing)}; found {found}")
-    renamed = [names.get(column, column) for column in rows.column_names]
-    twice = sorted({column for column in renamed if renamed.count(column) > 1})
-    if twice:
-        raise WorkError(f"{key}.rename: two columns would be called {', '.join(f'`{name}`' for name in twice)}")
-    return rows.rename_columns(names) if names else rows
-
-
-def _concatenate(parts: Sequence[Dataset], key: str) -> Dataset:
-    if len(parts) == 1:
-        return parts[0]
-    first = parts[0]
-    aligned = [first] + [_align(rows, first.features, f"{key}.{index}") for index, rows in enumerate(parts[1:], 1)]
-    return concatenate_datasets(aligned)
-
-
-def _align(rows: Dataset, features: Features, key: str) -> Dataset:
-    """The rows with the first entry's columns, order and types."""
-    differing = sorted(set(rows.column_names) ^ set(features))
-    if differing:
-        raise WorkError(
-            f"{key}: its columns ({', '.join(rows.column_names)}) are not those of the first entry "
-            f"({', '.join(features)}); rename them, or prepare the file so that all entries agree"
-        )
-    rows = rows.select_columns(list(features))
-    if rows.features == features:
-        return rows
-    try:
-        return rows.cast(features)
-    except Exception as error:
-        raise WorkError(f"{key}: its column types are not those of the first entry: {reason(error)}") from error
 
 
 def reason(error: BaseException) -> str:

@@ -20,6 +20,9 @@ def own_cache(tmp_path_factory):
     import datasets
 
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PTCLI_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def recipe(*entries: dict[str, Any], evaluation: Any = None) -> Recipe:
@@ -139,7 +142,7 @@ def test_evaluation_rows_are_held_out_or_given_or_named(tmp_path):
             '{"a": 1, "b": 2}',
             "a.jsonl",
             {"rename": {"b": "a"}},
-            r"data\.train\.0\.rename: two columns would be called `a`",
+            r"data\.train\.0\.rename: row 0: two columns would be called `a`",
         ),
     ],
 )
@@ -156,11 +159,11 @@ def test_a_file_that_is_gone_is_not_looked_up_on_the_hub(tmp_path):
 
 def test_entries_that_differ_say_how(tmp_path):
     first = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "x", "answer": "1"}])
-    second = write_jsonl(tmp_path / "b.jsonl", [{"prompt": "x", "solution": "1"}])
-    with pytest.raises(WorkError, match=r"data\.train\.1: its columns \(prompt, solution\) .*\(prompt, answer\)"):
+    second = write_jsonl(tmp_path / "b.jsonl", [{"question": "x", "answer": "1"}])
+    with pytest.raises(WorkError, match=r"data\.train\.1: its columns \(question, answer\) .*\(prompt, answer\)"):
         load({"path": str(first)}, {"path": str(second)})
     third = write_jsonl(tmp_path / "c.jsonl", [{"prompt": ["x"], "answer": "1"}])
-    with pytest.raises(WorkError, match=r"data\.train\.1: its column types"):
+    with pytest.raises(WorkError, match=r"data\.train\.1: its column types .* `prompt` is a list, .* string"):
         load({"path": str(first)}, {"path": str(third)})
 
 

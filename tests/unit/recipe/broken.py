@@ -110,11 +110,6 @@ KEYS = [
         ],
     ),
     Broken(
-        "a data transform that is not built yet",
-        "method: sft\nmodel: {path: builtin:tiny}\ndata: {train: [{path: builtin:arithmetic-messages, map: 'f.py:x'}]}\n",
-        [error("3:52", "`data.train.0.map`", "not built yet")],
-    ),
-    Broken(
         "names of other programs inside sections",
         "method: grpo\nmodel: {name: builtin:tiny}\ndata: {train: [{file: x}]}\nrewards: [{name: f}]\n",
         [
