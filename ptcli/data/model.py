@@ -21,6 +21,7 @@ Kind = Literal["null", "str", "bool", "int", "float", "dict", "empty list", "cha
 
 MOST_ROWS = 5
 """Row numbers that a finding names at most."""
+OTHER_COLUMNS = ("…",)
 MOST_TALLIES = 512
 """Variants of rules that are told apart, all together: garbage may have a new one in every row."""
 
@@ -111,7 +112,7 @@ class Profile:
 
     rows: int = 0
     columns: Counter[tuple[str, ...]] = field(default_factory=Counter)
-    """Sorted column names of a row -> rows with exactly these (at most 256 different; the others under `()`)."""
+    """Sorted column names of a row -> rows with exactly these (at most 256 different; the others under OTHER_COLUMNS)."""
     first_columns: dict[tuple[str, ...], int] = field(default_factory=dict)
     """Key of `columns` -> the first row with it."""
     kinds: dict[str, Counter[Kind]] = field(default_factory=dict)

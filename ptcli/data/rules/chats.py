@@ -8,7 +8,7 @@ from typing import Any
 from ptcli.data.model import Hit, Severity
 from ptcli.data.rules.facts import ROLES, Message, Seen, part_texts
 from ptcli.data.rules.values import wrong
-from ptcli.data.rules.words import clip, listed, quote, typed
+from ptcli.data.rules.words import LEAVE_OUT, clip, listed, quote, typed
 
 KNOWN_KEYS = frozenset(
     ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "thinking", "from", "value")
@@ -92,6 +92,16 @@ def misplaced(seen: Seen) -> Iterator[Hit]:
         yield _MISNAMED
 
 
+def second_chat(seen: Seen) -> Iterator[Hit]:
+    """`conversations` with from/value beside another set of columns: TRL makes `messages` of it all the same."""
+    value = seen.row["conversations"]
+    if isinstance(value, list) and value and isinstance(value[0], dict) and _was_sharegpt(value):
+        error = seen.plan.form == "prompt-completion"
+        detail = "`conversations` with from/value becomes `messages` beside the other columns, and takes their place"
+        fix = "columns: [conversations]"
+        yield Hit("ambiguous-columns", "error" if error else "warning", detail, fix, "conversations")
+
+
 def _sharegpt(column: str) -> Hit:
     detail = f"the messages of `{column}` have the keys from/value instead of role/content"
     return Hit("sharegpt-in-messages", "error", detail, "from: sharegpt", column)
@@ -113,7 +123,7 @@ def _message(column: str, message: Message, seen: Seen) -> Iterator[Hit]:
     if content is None and not calls:
         other = next((key for key in ("text", "value", "message", "body") if key in message), "")
         detail = f"a message of `{column}` has no `content`" + (f", but `{other}`" if other else "")
-        yield Hit("null-content", "error", detail, "fill it in or drop these rows", column)
+        yield Hit("null-content", "error", detail, LEAVE_OUT, column)
     elif isinstance(content, list):
         yield from _parts(column, content, message)
     elif not isinstance(content, str | None):
@@ -147,7 +157,7 @@ def _empty(column: str, message: Message) -> Iterator[Hit]:
         return
     if role == "assistant" or column in ANSWERS:
         detail = f"an assistant turn of `{column}` is empty: only the end of the turn would be trained"
-        yield Hit("empty-value", "error", detail, "fill it in or drop these rows", column)
+        yield Hit("empty-value", "error", detail, LEAVE_OUT, column)
 
 
 def _calls(column: str, calls: Any) -> Iterator[Hit]:
@@ -205,10 +215,10 @@ def turns(seen: Seen) -> Iterator[Hit]:
             continue
         last_only = seen.facts.traits.last_turn_only
         if "assistant" not in roles:
-            yield Hit("no-assistant-turn", "error", f"`{column}` has no assistant turn to train on", "drop these rows")
+            yield Hit("no-assistant-turn", "error", f"`{column}` has no assistant turn to train on", LEAVE_OUT)
         elif last_only and len(roles) < 2:
             detail = f"`{column}` has one message only: there is no prompt before it"
-            yield Hit("no-assistant-turn", "error", detail, "drop these rows", "alone")
+            yield Hit("no-assistant-turn", "error", detail, LEAVE_OUT, "alone")
         elif roles[-1] != "assistant":
             severity: Severity = "error" if last_only else "warning"
             what = "is trained as if it were the answer" if last_only else "is trained, too"
@@ -261,7 +271,7 @@ def prompt_roles(seen: Seen) -> Iterator[Hit]:
         detail = "the prompt ends with a system message, which TRL refuses here"
         yield Hit("role-order", "error", detail, "end the prompt with a user turn", "system last")
     if "user" not in roles and "tool" not in roles:
-        yield Hit("no-user-turn", "error", "the prompt has no user turn", "drop these rows or add one")
+        yield Hit("no-user-turn", "error", "the prompt has no user turn", LEAVE_OUT)
 
 
 def _prompt_roles(seen: Seen) -> list[str]:

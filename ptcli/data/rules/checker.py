@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import xxhash
 
-from ptcli.data.model import Context, Hit, Kind, Profile, Row
+from ptcli.data.model import OTHER_COLUMNS, Context, Hit, Kind, Profile, Row
 from ptcli.data.rules import leaves
 from ptcli.data.rules.facts import Facts, Plan, Seen, plan_of
 from ptcli.data.rules.labels import row_label, row_step_labels
@@ -68,7 +68,11 @@ class Checker:
 
     def _count(self, row: Row, plan: Plan, number: int) -> None:
         profile = self.profile
-        columns = plan.columns if plan.columns in profile.columns or len(profile.columns) < MOST_COLUMN_SETS else ()
+        columns = (
+            plan.columns
+            if plan.columns in profile.columns or len(profile.columns) < MOST_COLUMN_SETS
+            else OTHER_COLUMNS
+        )
         profile.columns[columns] += 1
         profile.first_columns.setdefault(columns, number)
         for name, value in row.items():

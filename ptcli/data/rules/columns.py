@@ -6,12 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-from ptcli.data.model import MOST_ROWS, Finding, Profile, Severity
+from ptcli.data.model import MOST_ROWS, OTHER_COLUMNS, Finding, Profile, Severity
 from ptcli.data.rules.facts import Facts, Plan, plan_of
 from ptcli.data.rules.shapes import FORMAT_COLUMNS, Shape, foreign_families, shapes_of, takers
-from ptcli.data.rules.table import RULES
-from ptcli.data.rules.words import clip, listed
-from ptcli.methods import DatasetType
+from ptcli.data.rules.table import RULES, completions, language
+from ptcli.data.rules.words import LEAVE_OUT, clip, listed, rows_in_words
 
 ALIASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -41,7 +40,7 @@ def names_of(columns: Iterable[str]) -> str:
     """Columns in a message."""
     names = list(columns)
     shown = ", ".join(f"`{clip(name, 30)}`" for name in names[:12])
-    return f"{shown} and {len(names) - 12} more" if len(names) > 12 else shown
+    return f"{shown} and {len(names) - 12} more" if len(names) > 12 else shown or "none"
 
 
 def missing_columns(profile: Profile, facts: Facts) -> Iterator[Finding]:
@@ -141,10 +140,9 @@ def _sets(shapes: Iterable[Shape]) -> list[tuple[str, ...]]:
 
 def _transforms(columns: Sequence[str], facts: Facts) -> Iterator[str]:
     """Transforms that make known layouts of other tools into what the method takes."""
-    converts = DatasetType.LANGUAGE_MODELING in facts.method.datasets
-    if converts and facts.traits.text and {"instruction", "output"} <= set(columns):
+    if completions(facts.method) and {"instruction", "output"} <= set(columns):
         yield "from: alpaca"
-    elif converts and "conversations" in columns:
+    elif language(facts.method) and "conversations" in columns:
         yield "from: sharegpt"
     elif alike := look_alikes(columns, facts.shapes):
         yield "rename: {" + ", ".join(f"{found}: {meant}" for found, meant in alike.items()) + "}"
@@ -165,7 +163,7 @@ def mixed_values(profile: Profile, facts: Facts) -> Iterator[Finding]:
                 counts[name] = counts.get(name, 0) + count
                 rows[name] = min(rows.get(name, profile.rows), profile.first[column, kind])
         if len(counts) > 1:
-            parts = listed([f"{name} in {count} rows" for name, count in counts.items()])
+            parts = listed([f"{name} in {rows_in_words(count)}" for name, count in counts.items()])
             first = tuple(sorted(rows.values()))
             few = min(counts.values())
             fix = "write all rows alike, all as text or all as messages"
@@ -177,7 +175,7 @@ _TYPES = {"str": "text", "chat": "a list", "list": "a list", "empty list": "a li
 
 def mixed_sets(profile: Profile, facts: Facts) -> Iterator[Finding]:
     """Rows with different sets of columns, where that changes how they are read."""
-    plans = {columns: plan_of(columns, facts) for columns in profile.columns if columns}
+    plans = {columns: plan_of(columns, facts) for columns in profile.columns if columns != OTHER_COLUMNS}
     groups: dict[tuple[str, bool], list[tuple[str, ...]]] = {}
     for columns, plan in plans.items():
         groups.setdefault((plan.form, plan.form == "pairs" and plan.explicit), []).append(columns)
@@ -218,7 +216,7 @@ def _lack(name: str, lacking: Sequence[tuple[str, ...]], profile: Profile, rule:
     if count:
         rows = tuple(sorted(profile.first_columns[columns] for columns in lacking)[:MOST_ROWS])
         severity = RULES[rule].severity
-        fix = "fill it in or drop these rows"
+        fix = LEAVE_OUT
         message = f"`{clip(name)}` is absent in {count} of {profile.rows} rows"
         yield Finding(rule, severity, message, count, rows, fix, count / profile.rows)
 
@@ -236,15 +234,14 @@ def absent_extras(profile: Profile, facts: Facts) -> Iterator[Finding]:
 
 
 def _without(name: str, profile: Profile) -> list[tuple[str, ...]]:
-    return [columns for columns in profile.columns if columns and name not in columns]
+    return [columns for columns in profile.columns if columns != OTHER_COLUMNS and name not in columns]
 
 
 def ambiguous(profile: Profile, facts: Facts) -> Iterator[Finding]:
     """More than one accepted set in the same rows."""
     found: dict[tuple[str, Severity], list[tuple[str, ...]]] = {}
-    misnamed = any(rule == "misnamed-conversations" for rule, _, _ in profile.hits)
     for columns in profile.columns:
-        verdict = _sets_in(columns, facts, misnamed)
+        verdict = _sets_in(columns, facts)
         if verdict is not None:
             found.setdefault(verdict, []).append(columns)
     for (what, severity), groups in found.items():
@@ -254,9 +251,11 @@ def ambiguous(profile: Profile, facts: Facts) -> Iterator[Finding]:
         yield Finding("ambiguous-columns", severity, what, count, rows, fix, count / profile.rows)
 
 
-def _sets_in(columns: tuple[str, ...], facts: Facts, misnamed: bool) -> tuple[str, Severity] | None:
-    shapes = shapes_of(columns, facts.shapes)
-    forms = [shape.form for shape in shapes if not (misnamed and shape.form == "sharegpt")]
+def _sets_in(columns: tuple[str, ...], facts: Facts) -> tuple[str, Severity] | None:
+    """What is said of sets of columns that stand beside each other. `conversations` are looked at row by row: they
+    count only with from/value."""
+    shapes = [shape for shape in shapes_of(columns, facts.shapes) if shape.form != "sharegpt"]
+    forms = [shape.form for shape in shapes]
     if not forms:
         return None
     named = names_of(dict.fromkeys(name for shape in shapes for name in shape.required))
@@ -270,7 +269,7 @@ def _sets_in(columns: tuple[str, ...], facts: Facts, misnamed: bool) -> tuple[st
             return f"`prompt` without `completion` beside {named}: TRL looks for a completion", "error"
     if len(forms) < 2:
         return None
-    if set(forms) <= {"messages", "sharegpt", "text"}:
+    if set(forms) <= {"messages", "text"}:
         return f"{named} are there, and only the chat is read", "warning"
     return f"{named} are there: more than one complete set of columns", "error"
 
@@ -289,7 +288,9 @@ def ignored(profile: Profile, facts: Facts) -> Iterator[Finding]:
     named = {name for shape in facts.shapes for name in shape.required}
     for name in IGNORED:
         if name not in named and _filled(name, profile):
-            fix = 'put it into the chat: prompt: [{role: system, content: "{' + name + '}"}, …]'
+            fix = "put it into the rows with map: file.py:function"
+            if _filled("prompt", profile) and set(profile.kinds["prompt"]) <= {"str", "null"}:
+                fix = f'prompt: "{{{name}}} {{prompt}}"'
             message = f"`{name}` is a column of its own, and is never rendered"
             yield _some("ignored-column", message, name, profile, fix)
     if not facts.traits.tools and _filled("tools", profile):

@@ -9,7 +9,7 @@ from typing import Any
 from ptcli.data.model import MOST_ROWS, Finding, Hit, Profile, Row, Severity
 from ptcli.data.rules.facts import Facts, Seen
 from ptcli.data.rules.values import null
-from ptcli.data.rules.words import quote
+from ptcli.data.rules.words import LEAVE_OUT, quote
 
 _IMBALANCE = 4
 _SORTED = 0.5
@@ -23,7 +23,7 @@ def label(seen: Seen) -> Iterator[Hit]:
     if value is None:
         yield null("label")
     elif isinstance(value, float) and not math.isfinite(value):
-        yield Hit("nan-value", "error", f"`label` is {value}", "drop these rows", "label")
+        yield Hit("nan-value", "error", f"`label` is {value}", LEAVE_OUT, "label")
     if value is not None and not isinstance(value, bool):
         yield from _not_bool("label", value, strict=seen.facts.traits.strict_labels, digits=False)
 

@@ -10,7 +10,7 @@ from ptcli.data.model import Hit
 from ptcli.data.rules.chats import ANSWERS, repeats
 from ptcli.data.rules.facts import Seen
 from ptcli.data.rules.shapes import FORMAT_COLUMNS
-from ptcli.data.rules.words import clip, typed
+from ptcli.data.rules.words import LEAVE_OUT, clip, typed
 
 SHORT_PROMPT = 20
 """A text prompt of fewer characters may begin an answer by chance (`Hi`, `Hi there`)."""
@@ -76,7 +76,7 @@ def same_answers(seen: Seen) -> Iterator[Hit]:
     """Two answers that are the same teach nothing."""
     chosen, rejected = seen.row["chosen"], seen.row["rejected"]
     if equal(chosen, rejected):
-        yield Hit("chosen-equals-rejected", "error", "`chosen` and `rejected` are the same", "drop these rows")
+        yield Hit("chosen-equals-rejected", "error", "`chosen` and `rejected` are the same", LEAVE_OUT)
 
 
 def equal(chosen: Any, rejected: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ptcli.data.model import MOST_ROWS, MOST_TALLIES, Profile, Severity, Tally
+from ptcli.data.model import MOST_ROWS, MOST_TALLIES, OTHER_COLUMNS, Profile, Severity, Tally
 from ptcli.data.rules.checker import MOST_COLUMN_SETS, MOST_COLUMNS
 from ptcli.data.rules.leaves import MOST_LEAVES
 
@@ -37,7 +37,7 @@ def merge(profile: Profile, later: Profile, shift: int | None = None) -> None:
 def _merge_columns(profile: Profile, later: Profile, by: int) -> None:
     for columns, count in later.columns.items():
         known = columns in profile.columns or len(profile.columns) < MOST_COLUMN_SETS
-        key = columns if known else ()
+        key = columns if known else OTHER_COLUMNS
         profile.columns[key] += count
         profile.first_columns.setdefault(key, later.first_columns[columns] + by)
     for name, kinds in later.kinds.items():

@@ -30,6 +30,10 @@ def _prompt(facts: Facts, plan: Plan) -> bool:
     return "prompt" in plan.values and plan.form != "prompt"
 
 
+def _beside_conversations(facts: Facts, plan: Plan) -> bool:
+    return facts.traits.sharegpt and "conversations" in plan.columns and plan.form not in ("", "sharegpt", "tokens")
+
+
 def _form(*forms: str) -> Serves:
     return lambda facts, plan: plan.form in forms
 
@@ -48,6 +52,7 @@ ROW_RULES: tuple[tuple[RowRule, Serves], ...] = (
     (values.column_nulls, lambda facts, plan: facts.rewarded),
     (chats.messages, _chats),
     (chats.misplaced, lambda facts, plan: plan.shape is None and "conversations" in plan.columns),
+    (chats.second_chat, _beside_conversations),
     (chats.turns, _form("messages", "sharegpt")),
     (chats.role_order, _chats),
     (chats.prompt_roles, _chats),

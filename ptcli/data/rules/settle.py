@@ -64,6 +64,11 @@ def _without_tokenizer(found: Finding, variant: str, profile: Profile, facts: Fa
     return None if facts.context.tokenizer else found
 
 
+def _text_only(found: Finding, variant: str, profile: Profile, facts: Facts) -> Finding | None:
+    """Parts are what a model of images and text takes."""
+    return None if facts.context.tokenizer or facts.context.vision else found
+
+
 def _like_bool(found: Finding, variant: str, profile: Profile, facts: Facts) -> Finding | None:
     """That some labels are 0 or 1 matters little where others are 2."""
     worse = any(rule == "label-not-bool" and severity == "error" for rule, severity, _ in profile.hits)
@@ -78,7 +83,7 @@ _SHARES: Mapping[tuple[str, str], Callable[[Finding, str, Profile, Facts], Findi
         ("boundary-whitespace", "glued"): _at_least(_GLUED),
         ("answer-leak", "share"): _more_than(_LEAKED),
         ("padded-input-ids", "run"): _at_least(_PADDED),
-        ("content-parts", "*"): _without_tokenizer,
+        ("content-parts", "*"): _text_only,
         ("unknown-role", "developer"): _without_tokenizer,
         ("label-not-bool", "*"): _like_bool,
     }

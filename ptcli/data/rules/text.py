@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from ptcli.data.model import Hit
 from ptcli.data.rules.facts import Seen
-from ptcli.data.rules.words import clip
+from ptcli.data.rules.words import LEAVE_OUT, clip
 
 _ENDS = ("<|im_end|>", "</s>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>", "<eos>", "<|end|>")
 """End-of-sequence tokens of the usual models."""
@@ -73,7 +73,7 @@ def low_information(seen: Seen) -> Iterator[Hit]:
     for column, text in _answers(seen):
         if not _WORD.search(text) and text.strip():
             detail = f"`{column}` has no letter and no digit: {clip(text.strip(), 20)!r}"
-            yield Hit("low-information", "warning", detail, "drop these rows", column)
+            yield Hit("low-information", "warning", detail, LEAVE_OUT, column)
 
 
 def _answers(seen: Seen) -> Iterator[tuple[str, str]]:

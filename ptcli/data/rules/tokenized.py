@@ -8,6 +8,7 @@ from typing import Any
 from ptcli.data.model import Hit
 from ptcli.data.rules.facts import Seen
 from ptcli.data.rules.values import null, wrong
+from ptcli.data.rules.words import LEAVE_OUT
 
 IGNORED = -100
 """The label of a token that is not trained."""
@@ -33,7 +34,7 @@ def _ids(column: str, value: Any, seen: Seen) -> Iterator[Hit]:
         yield wrong(column, "a list of whole numbers", value)
     elif not value:
         rule = "empty-value" if seen.facts.answers else "empty-prompt"
-        yield Hit(rule, "error", f"`{column}` is empty", "drop these rows", column)
+        yield Hit(rule, "error", f"`{column}` is empty", LEAVE_OUT, column)
     elif min(value) < 0:
         yield Hit("token-id-range", "error", f"`{column}` has the token id {min(value)}", "tokenise again", column)
 
@@ -63,7 +64,7 @@ def _trained(column: str, value: list[int], seen: Seen) -> Iterator[Hit]:
     nothing = {"labels": IGNORED, "completion_mask": 0, "assistant_masks": 0}.get(column)
     if nothing is not None and value and all(each == nothing for each in value):
         detail = f"`{column}` is {nothing} for every token: the row trains nothing"
-        yield Hit("all-labels-masked", "error", detail, "drop these rows", column)
+        yield Hit("all-labels-masked", "error", detail, LEAVE_OUT, column)
 
 
 def _padding(tokens: list[Any], mask: Any) -> Iterator[Hit]:

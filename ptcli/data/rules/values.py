@@ -9,7 +9,7 @@ from typing import Any
 
 from ptcli.data.model import Hit
 from ptcli.data.rules.facts import TEXT_OR_CHAT, Seen
-from ptcli.data.rules.words import clip, quote, typed
+from ptcli.data.rules.words import LEAVE_OUT, clip, quote, typed
 
 _CHAT_KEYS = (frozenset(("role", "content")), frozenset(("from", "value")))
 _PYTHON_CHATS = ("[{'role'", "[{'content'", "[{'from'", "[{'value'")
@@ -18,13 +18,13 @@ _PYTHON_CHATS = ("[{'role'", "[{'content'", "[{'from'", "[{'value'")
 def wrong(column: str, wanted: str, value: Any) -> Hit:
     """A value of the wrong type."""
     found = f"{typed(value)} ({quote(value)})" if isinstance(value, str | bool | int | float) else typed(value)
-    return Hit("wrong-value-type", "error", f"`{clip(column)}` is {found}, not {wanted}", variant=column[:64])
+    turn = isinstance(value, dict) and "from" in value and "value" in value
+    fix = "from: sharegpt" if turn else ""
+    return Hit("wrong-value-type", "error", f"`{clip(column)}` is {found}, not {wanted}", fix, column[:64])
 
 
 def null(column: str) -> Hit:
-    return Hit(
-        "null-value", "error", f"`{clip(column)}` is null or absent", "fill it in or drop these rows", column[:64]
-    )
+    return Hit("null-value", "error", f"`{clip(column)}` is null or absent", LEAVE_OUT, column[:64])
 
 
 def read_values(seen: Seen) -> Iterator[Hit]:
@@ -42,7 +42,7 @@ def read_values(seen: Seen) -> Iterator[Hit]:
         elif not seen.facts.traits.chats:
             yield _conversational(column, value) if isinstance(value, list) else wrong(column, "text", value)
         elif value == []:
-            yield Hit("empty-messages", "error", f"`{column}` is an empty list", "drop these rows", column)
+            yield Hit("empty-messages", "error", f"`{column}` is an empty list", LEAVE_OUT, column)
         elif column not in seen.chats:
             yield wrong(column, "a list of messages" if column in ("messages", "conversations") else _BOTH, value)
 
@@ -59,7 +59,9 @@ def _text(column: str, value: str, seen: Seen) -> Iterator[Hit]:
     chat_only = column in ("messages", "conversations")
     if seen.facts.traits.chats and looks_like_chat(value):
         detail = f"`{column}` holds chats as JSON text: {quote(value)}"
-        yield Hit("json-string-column", "error", detail, f"parse_json: [{column}]", column)
+        python = value.lstrip().startswith(_PYTHON_CHATS)
+        fix = "write it as JSON, not as Python prints it" if python else f"parse_json: [{column}]"
+        yield Hit("json-string-column", "error", detail, fix, column)
     elif chat_only:
         yield wrong(column, "a list of messages", value)
     elif column == "completions":
@@ -90,7 +92,7 @@ def empty_answers(seen: Seen) -> Iterator[Hit]:
     for column, text in seen.texts:
         if column != "prompt" and column not in seen.chats and not text.strip():
             detail = f"`{column}` is empty: only the end-of-sequence token would be trained"
-            yield Hit("empty-value", "error", detail, "fill it in or drop these rows", column)
+            yield Hit("empty-value", "error", detail, LEAVE_OUT, column)
 
 
 def empty_prompt(seen: Seen) -> Iterator[Hit]:
@@ -101,14 +103,14 @@ def empty_prompt(seen: Seen) -> Iterator[Hit]:
     prompt = seen.row["prompt"] if "prompt" in seen.plan.values else None
     if isinstance(prompt, str):
         if not prompt.strip():
-            yield Hit("empty-prompt", severity, "`prompt` is empty", "fill it in or drop these rows")
+            yield Hit("empty-prompt", severity, "`prompt` is empty", LEAVE_OUT)
         return
     for column in ("prompt", "messages", "conversations", "chosen"):
         chat = seen.chats.get(column)
         if chat is not None:
             said = [message.get("content") for message in chat if message.get("role") == "user"]
             if said and all(isinstance(text, str) and not text.strip() for text in said):
-                yield Hit("empty-prompt", severity, f"the user says nothing in `{column}`", "drop these rows")
+                yield Hit("empty-prompt", severity, f"the user says nothing in `{column}`", LEAVE_OUT)
             return
 
 
@@ -119,7 +121,7 @@ def steps(seen: Seen) -> Iterator[Hit]:
         if labels is None:
             yield null("labels")
     elif isinstance(steps, list) and not steps:
-        yield Hit("empty-messages", "error", "`completions` has no step: the row trains nothing", "drop these rows")
+        yield Hit("empty-messages", "error", "`completions` has no step: the row trains nothing", LEAVE_OUT)
     elif not isinstance(labels, list):
         yield wrong("labels", "a list of true or false", labels)
     elif isinstance(steps, list) and len(steps) != len(labels):
@@ -160,7 +162,7 @@ def margin(value: Any) -> Iterator[Hit]:
     elif isinstance(value, bool) or not isinstance(value, int | float):
         yield wrong("margin", "a number", value)
     elif isinstance(value, float) and not math.isfinite(value):
-        yield Hit("nan-value", "error", f"`margin` is {value}: weights would become NaN", "drop these rows", "margin")
+        yield Hit("nan-value", "error", f"`margin` is {value}: weights would become NaN", LEAVE_OUT, "margin")
     elif value < 0:
         yield Hit("margin-negative", "warning", f"`margin` is negative ({quote(value)})", "are the columns swapped?")
 
@@ -171,7 +173,7 @@ def not_finite(seen: Seen) -> Iterator[Hit]:
         if type(value) is float and not math.isfinite(value) and column not in ("margin", "label"):
             read = column in seen.facts.reward_columns
             detail = f"`{clip(column)}` is {value}"
-            fix = "drop these rows" if read else ""
+            fix = LEAVE_OUT if read else ""
             yield Hit("nan-value", "error" if read else "warning", detail, fix, column[:64])
 
 
@@ -185,6 +187,6 @@ def column_nulls(seen: Seen) -> Iterator[Hit]:
 def null_for_rewards(column: str, named: frozenset[str]) -> Hit:
     if column in named:
         detail = f"`{clip(column)}` is null, and a reward function reads it"
-        return Hit("reward-column-null", "error", detail, "fill it in or drop these rows", column[:64])
+        return Hit("reward-column-null", "error", detail, LEAVE_OUT, column[:64])
     detail = f"`{clip(column)}` is null in some rows, and reward functions are handed it"
     return Hit("odpo-null-column", "warning", detail, "fill it in, or leave the column out with `columns`", column[:64])

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 _LONGEST = 60
+LEAVE_OUT = "mend them, or leave such rows out: filter: file.py:function"
+"""What helps where only some rows are bad."""
 _TYPES = {type(None): "null", bool: "a boolean", int: "a whole number", float: "a number", dict: "an object"}
 
 
@@ -48,6 +50,10 @@ def _plural(value: Any) -> str:
     if isinstance(value, list):
         return "lists"
     return "booleans" if isinstance(value, bool) else "nulls" if value is None else "numbers"
+
+
+def rows_in_words(count: int) -> str:
+    return "1 row" if count == 1 else f"{count} rows"
 
 
 def listed(names: Sequence[str], joint: str = "and") -> str:
