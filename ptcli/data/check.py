@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptcli.data.context import context_of, splits_of
-from ptcli.data.model import Context, Finding, Report
+from ptcli.data.model import Context, Finding, Report, Row
 from ptcli.data.request import NO_MODEL, DataRequest, accept_data
-from ptcli.errors import PtcliError, RequestError
-from ptcli.methods import METHODS
+from ptcli.errors import KeyPath, Problem, PtcliError, RequestError
 from ptcli.recipe.model import DataEntry, Recipe
 
 if TYPE_CHECKING:
@@ -122,9 +121,10 @@ def _prepare(entries: Sequence[DataEntry], split: str, seed: int) -> list[Prepar
     from ptcli.data.read.sources import resolve
     from ptcli.data.transforms import compile_transform
 
-    prepared, problems = [], []
+    prepared: list[PreparedEntry] = []
+    problems: list[Problem] = []
     for index, entry in enumerate(entries):
-        key = ("data", *split.split(".", 1), index)
+        key: KeyPath = ("data", *split.split(".", 1), index)
         try:
             source = resolve(entry, (*key, "path"))
         except RequestError as error:
@@ -146,11 +146,11 @@ def _check_split(
     tokenizer: Any,
     progress: Progress | None,
 ) -> _Split:
-    from ptcli.data.engine import examine
+    from ptcli.data.engine import examine, first_row
     from ptcli.data.rules import conclude
 
     context = context_of(recipe, split, tokenizer=tokenizer is not None)
-    checker = _token_checker(recipe, context, tokenizer)
+    checker = _token_checker(recipe, context, tokenizer, first_row(entries)) if tokenizer is not None else None
     examined = examine(
         entries,
         context,
@@ -227,9 +227,7 @@ def _tokenizer(recipe: Recipe, *, hide_torch: bool) -> tuple[Any, tuple[str, ...
         return None, (f"{skipped}: {error}",)
 
 
-def _token_checker(recipe: Recipe, context: Context, tokenizer: Any) -> TokenChecker | None:
-    if tokenizer is None or not METHODS[recipe.method].encoder:
-        return None
+def _token_checker(recipe: Recipe, context: Context, tokenizer: Any, first: Row | None) -> TokenChecker:
     from ptcli.data.tokens import TokenChecker, limits_of
 
-    return TokenChecker(context, tokenizer, limits_of(recipe))
+    return TokenChecker(context, tokenizer, limits_of(recipe), first)

@@ -50,7 +50,7 @@ class Machine:
 class Step:
     """One group of processes on one node, started by one command."""
 
-    name: Literal["rollouts", "trainer", "preflight", "doctor"]
+    name: Literal["rollouts", "trainer", "check", "doctor"]
     """`preflight` and `doctor` are none of a plan's steps: see `ptcli.run.preflight` and `ptcli.doctor.checkup`."""
     node: int
     argv: tuple[str, ...]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ptcli.errors import KeyPath, Problem
 from ptcli.recipe.data_files import data_format
-from ptcli.recipe.files import near_builtin, near_sibling, unreadable
+from ptcli.recipe.files import EMPTY, near_builtin, near_sibling, unreadable
 from ptcli.recipe.model import DataEntry
 
 _FORMATS_FIX = "data are JSON, JSONL, Parquet, CSV or Arrow files"
@@ -45,7 +45,9 @@ def _check_files(files: list[Path], key: KeyPath) -> list[Problem]:
     formats = sorted({data_format(path) for path in files})
     if len(formats) > 1:
         return [Problem(f"the files of one entry are {' and '.join(formats)}", "give each format its own entry", key)]
-    return [Problem(f"{path} {why}", "", key) for path in files if (why := unreadable(path))]
+    # That a file has no rows is for the check of the data to say.
+    found = ((path, unreadable(path)) for path in files)
+    return [Problem(f"{path} {why}", "", key) for path, why in found if why not in ("", EMPTY)]
 
 
 def _check_data_folder(folder: Path, key: KeyPath) -> list[Problem]:

@@ -8,12 +8,14 @@ from pathlib import Path
 from ptcli.recipe.local_models import POINTER
 from ptcli.recipe.suggest import nearest
 
+EMPTY = "is empty"
+
 
 def unreadable(path: Path) -> str:
     """Why a file cannot be used, whatever is in it; "" when it can."""
     try:
         if not path.stat().st_size:
-            return "is empty"
+            return EMPTY
         with path.open("rb") as file:
             return (
                 "is a Git LFS pointer, not the file: run `git lfs pull`" if file.read(len(POINTER)) == POINTER else ""
