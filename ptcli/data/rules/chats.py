@@ -270,7 +270,7 @@ def prompt_roles(seen: Seen) -> Iterator[Hit]:
     if roles[-1] == "system" and seen.facts.traits.checks_last_role:
         detail = "the prompt ends with a system message, which TRL refuses here"
         yield Hit("role-order", "error", detail, "end the prompt with a user turn", "system last")
-    if "user" not in roles and "tool" not in roles:
+    if seen.plan.form in ("pairs", "prompt") and "user" not in roles and "tool" not in roles:
         yield Hit("no-user-turn", "error", "the prompt has no user turn", LEAVE_OUT)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ptcli.data.model import Finding, Profile
-from ptcli.data.rules.facts import Facts, plan_of
+from ptcli.data.rules.facts import Facts, Plan, plan_of
 from ptcli.methods import Batching
 
 
@@ -61,8 +61,7 @@ def masks(profile: Profile, facts: Facts) -> Iterator[Finding]:
     """Loss masks that the rows give no ground for."""
     plans = {columns: plan_of(columns, facts) for columns in profile.columns}
     if facts.context.argument("completion_only_loss") is True:
-        forms = ("text", "messages", "sharegpt")
-        count = sum(profile.columns[columns] for columns, plan in plans.items() if plan.form in forms)
+        count = sum(profile.columns[columns] for columns, plan in plans.items() if _no_completion(columns, plan))
         if count:
             message = "`completion_only_loss` needs prompt and completion: everything would be trained"
             fix = "use `assistant_only_loss` for chats, or write prompt and completion"
@@ -75,6 +74,12 @@ def masks(profile: Profile, facts: Facts) -> Iterator[Finding]:
             message = "`assistant_only_loss` needs chats, and these rows are none"
             fix = "use `completion_only_loss` for prompt and completion, or write chats"
             yield Finding("assistant-only-loss", "error", message, count, (), fix, count / profile.rows)
+
+
+def _no_completion(columns: tuple[str, ...], plan: Plan) -> bool:
+    """Whether rows with these columns do not say what of them is the completion."""
+    given = {"completion_mask", "labels"}.intersection(columns)
+    return plan.form in ("text", "messages", "sharegpt") or (plan.form == "tokens" and not given)
 
 
 SET_RULES = (evaluation, batches, masks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from itertools import islice
 
@@ -45,16 +46,25 @@ def _first_repeated(profile: Profile) -> Iterator[int]:
         met.add(digest)
 
 
+def found_in(digests: array[int], others: array[int]) -> list[int]:
+    """The places of those digests that are among the others."""
+    if len(digests) + len(others) <= _FEW:
+        known = set(others)
+        return [place for place, digest in enumerate(digests) if digest in known]
+    if not digests or not others:
+        return []
+    import numpy as np
+
+    both = np.isin(np.frombuffer(digests, np.uint64), np.frombuffer(others, np.uint64), kind="sort")
+    return np.flatnonzero(both).tolist()
+
+
 def overlap(train: Profile, evaluation: Profile, context: Context) -> list[Finding]:
     """Evaluation rows that are training rows too. `context` is that of the evaluation split."""
-    wanted = set(evaluation.digests)
-    if not wanted:
-        return []
-    common = wanted.intersection(train.digests)
-    if not common:
-        return []
-    rows = [number for number, digest in enumerate(evaluation.digests) if digest in common]
+    rows = found_in(evaluation.digests, train.digests)
     count, total = len(rows), len(evaluation.digests)
+    if not count:
+        return []
     first = () if evaluation.counts["renumbered"] else tuple(rows[:MOST_ROWS])
     message = f"{count} of {total} rows ({count / total:.0%}) of the {context.split} split are training rows too"
     fix = "take them out of one of the two: they make the evaluation look better than it is"

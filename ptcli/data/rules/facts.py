@@ -203,13 +203,26 @@ def extract_prompt(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
     Like there, a space before the first difference goes to the answers (at the very beginning, by way of an index of
     -1, almost all of `chosen` becomes the prompt), and without a difference all but the last common element does.
     """
-    at = 0
-    for at in range(min(len(chosen), len(rejected))):
-        if chosen[at] != rejected[at]:
-            if chosen[at - 1] == " ":
-                at -= 1
-            break
+    at, shorter = common(chosen, rejected), min(len(chosen), len(rejected))
+    if at == shorter:
+        at = max(shorter - 1, 0)
+    elif chosen[at - 1] == " ":
+        at -= 1
     return chosen[:at], chosen[at:], rejected[at:]
+
+
+def common(one: Any, other: Any) -> int:
+    """How many elements two texts or lists share at their beginning."""
+    low, high = 0, min(len(one), len(other))
+    if not isinstance(one, str):
+        return next((at for at in range(high) if one[at] != other[at]), high)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one.startswith(other[low:middle], low):
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def part_texts(parts: list[Any]) -> list[str]:

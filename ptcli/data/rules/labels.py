@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterator
 from typing import Any
 
 from ptcli.data.model import MOST_ROWS, Finding, Hit, Profile, Row, Severity
+from ptcli.data.rules.duplicates import found_in
 from ptcli.data.rules.facts import Facts, Seen
 from ptcli.data.rules.values import null
-from ptcli.data.rules.words import LEAVE_OUT, quote
+from ptcli.data.rules.words import LEAVE_OUT, quote, rows_in_words
 
 _IMBALANCE = 4
 _SORTED = 0.5
@@ -105,13 +107,13 @@ def contradicting(profile: Profile, facts: Facts) -> Iterator[Finding]:
     labels, digests = profile.labels, profile.digests
     if facts.label_form != "unpaired" or len(labels) != len(digests):
         return
-    good = {digest for digest, label in zip(digests, labels, strict=True) if label == 1}
-    rows = [row for row, label in enumerate(labels) if label == 0 and digests[row] in good]
+    good = array("Q", (digest for digest, label in zip(digests, labels, strict=True) if label == 1))
+    rows = [row for row in found_in(digests, good) if labels[row] == 0]
     if rows:
         first = () if profile.counts["renumbered"] else tuple(rows[:MOST_ROWS])
-        message = f"{len(rows)} undesirable rows are desirable ones elsewhere: same prompt, same completion"
+        message = f"{rows_in_words(len(rows))} with the label false have true elsewhere: same prompt, same completion"
         share = len(rows) / len(labels)
-        yield Finding("contradicting-labels", "warning", message, len(rows), first, "", share)
+        yield Finding("contradicting-labels", "warning", message, len(rows), first, "decide on one label", share)
 
 
 def order(profile: Profile, facts: Facts) -> Iterator[Finding]:
@@ -121,10 +123,11 @@ def order(profile: Profile, facts: Facts) -> Iterator[Finding]:
     yield from _sorted_labels(profile, facts)
     if not facts.traits.kl_batches or facts.context.argument("loss_type") == "apo_zero_unpaired":
         return
-    rows, batch = profile.rows, facts.context.argument("per_device_train_batch_size", 0)
+    batch = facts.context.argument("per_device_train_batch_size", 0)
+    rows = profile.rows if profile.labels else 2 * profile.rows
     if isinstance(batch, int) and batch > 1 and rows % batch == 1:
         message = f"{rows} rows leave a last batch of one for batches of {batch}"
-        yield Finding("kto-kl-batch", "warning", message, 1, (rows - 1,), "drop one row", 1 / rows)
+        yield Finding("kto-kl-batch", "warning", message, 1, (), "drop one row", 1 / rows)
     same = profile.counts["same completion"]
     if same > _SAME * max(len(profile.labels) - 1, 1):
         message = f"{same} rows have the completion of the row before: their KL estimate equals the reward"
@@ -146,8 +149,8 @@ def _sorted_labels(profile: Profile, facts: Facts) -> Iterator[Finding]:
         return
     if facts.context.shuffled or min(labels.count(0), labels.count(1)) == 0:
         return
-    batches = [labels[start : start + batch] for start in range(0, len(labels), batch)]
-    one = sum(len(set(each)) == 1 for each in batches if len(each) > 1)
+    batches = range(0, len(labels) - 1, batch)
+    one = sum(len(set(labels[start : start + batch])) == 1 for start in batches)
     if one > _SORTED * len(batches):
         message = f"{one} of {len(batches)} batches have one label only: rows are trained in the order of the file"
         yield Finding("kto-sorted-labels", "warning", message, profile.rows, (), "shuffle: true", one / len(batches))

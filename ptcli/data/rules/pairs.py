@@ -8,7 +8,7 @@ from typing import Any
 
 from ptcli.data.model import Hit
 from ptcli.data.rules.chats import ANSWERS, repeats
-from ptcli.data.rules.facts import Seen
+from ptcli.data.rules.facts import Seen, common
 from ptcli.data.rules.shapes import FORMAT_COLUMNS
 from ptcli.data.rules.words import LEAVE_OUT, clip, typed
 
@@ -22,6 +22,8 @@ _SCORES = ("score", "rating", "reward", "grade", "preference", "quality")
 def formats(seen: Seen) -> Iterator[Hit]:
     """Text beside chats in one row: TRL tells the two apart by one column, picked at random."""
     row = seen.row
+    if len({type(row[column]) for column in FORMAT_COLUMNS if column in row}) < 2:
+        return
     kinds = {column: isinstance(row[column], list) for column in FORMAT_COLUMNS if _text_or_chat(row, column)}
     prompt = kinds.get("prompt")
     answers = {kinds[column] for column in ("chosen", "rejected") if column in kinds}
@@ -103,15 +105,22 @@ def implicit_prompt(seen: Seen) -> Iterator[Hit]:
     if seen.split is None:
         return
     chosen, rejected = seen.row["chosen"], seen.row["rejected"]
-    if equal(chosen, rejected):
-        return
     shared = common(chosen, rejected)
+    good = shared > 0 and (isinstance(chosen, list) or _well_cut(chosen, rejected, shared))
+    if good or equal(chosen, rejected):
+        return
     if shared == 0:
         what = "message" if isinstance(chosen, list) else "character"
         detail = f"there is no prompt, and `chosen` and `rejected` share not one {what} at their beginning"
         yield Hit("implicit-prompt-empty", "error", detail, "give each row a `prompt`")
-    elif isinstance(chosen, str):
+    else:
         yield from _shared_text(chosen, rejected, shared)
+
+
+def _well_cut(chosen: str, rejected: str, shared: int) -> bool:
+    """Whether a shared beginning of text looks like a prompt."""
+    shorter = min(len(chosen), len(rejected))
+    return chosen[shared - 1].isspace() and shorter - shared >= _FEW and shared <= _MOST * shorter
 
 
 def _shared_text(chosen: str, rejected: str, shared: int) -> Iterator[Hit]:
@@ -120,24 +129,13 @@ def _shared_text(chosen: str, rejected: str, shared: int) -> Iterator[Hit]:
         detail = "one of `chosen` and `rejected` begins with the whole other one: nearly all of it becomes the prompt"
         yield Hit("chosen-prefix-of-rejected", "error", detail, "give each row a `prompt`")
         return
-    left = shorter - shared
     if not chosen[shared - 1].isspace():
         what = f"ends inside a word or right after one ({clip(chosen[max(0, shared - 20) : shared])!r})"
-    elif left < _FEW:
-        what = f"leaves {left} characters of an answer"
-    elif shared > _MOST * shorter:
-        what = f"covers {shared / shorter:.0%} of an answer"
+    elif shorter - shared < _FEW:
+        what = f"leaves {shorter - shared} characters of an answer"
     else:
-        return
+        what = f"covers {shared / shorter:.0%} of an answer"
     yield Hit("implicit-prompt-in-answer", "warning", f"the shared beginning {what}", "give each row a `prompt`")
-
-
-def common(one: Any, other: Any) -> int:
-    """How many elements two texts or lists share at their beginning."""
-    shorter = min(len(one), len(other))
-    if one[:shorter] == other[:shorter]:
-        return shorter
-    return next(at for at in range(shorter) if one[at] != other[at])
 
 
 def no_shared_prompt(seen: Seen) -> Iterator[Hit]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from array import array
 from random import Random
 from typing import Any
 
@@ -133,5 +134,7 @@ def test_many_duplicates_are_counted_like_few() -> None:
     many = Profile(rows=600_000)
     for n in range(600_000):
         many.digests.append(n % 540_000)
+    assert duplicates.found_in(array("Q", [5, 600_000, 7]), many.digests) == [0, 2]
+    assert duplicates.found_in(many.digests, array("Q")) == []
     assert duplicates._repeated(few) == 10
     assert duplicates._repeated(many) == 60_000
