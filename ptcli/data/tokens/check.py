@@ -99,7 +99,7 @@ class TokenChecker:
         messages = [message for name in _CHATS if isinstance(row.get(name), list) for message in row[name]]
         if not all(map(_renders, messages)):
             return
-        if any(isinstance(message["content"], list) for message in messages if message.get("content")):
+        if any(isinstance(message.get("content"), list) for message in messages):
             said = f"contents are lists of parts, which the chat template does not read: {why}"
             self.tally.hit(Hit("content-parts", "error", said, "write contents as text"), number)
         else:
@@ -160,7 +160,7 @@ class TokenChecker:
 
     def _judge_text(self, draft: Draft) -> Iterator[Hit]:
         """Special tokens where the row's own text should be, besides those that the structure rules know."""
-        contents = [message["content"] for chat, _ in draft.chats for message in chat]
+        contents = [message.get("content") for chat, _ in draft.chats for message in chat]
         for text in (*draft.plain, *contents):
             if not isinstance(text, str) or not text:
                 continue

@@ -11,6 +11,8 @@ from ptcli.data.model import Context, Hit, Row
 from ptcli.data.tokens.codec import Codec
 from ptcli.data.tokens.encoded import Draft, Encoded, Ids, Unreadable
 
+_HIGHEST_ID = 2**32 - 1
+"""Of tokenizers; anything higher is out of every range as well."""
 _LAST = ("completion", "chosen", "messages", "conversations")
 NOT_STABLE = "template-not-prefix-stable"
 MERGED = "boundary-token-merge"
@@ -108,10 +110,10 @@ def is_chat(value: Any) -> bool:
 
 
 def chat_of(value: Any) -> list[dict[str, Any]]:
-    """The messages, with `content` in each, as they are once `datasets` has read them. Raises Unreadable."""
+    """The messages, each with a role. Raises Unreadable."""
     if not is_chat(value) or not all(isinstance(each, dict) and isinstance(each.get("role"), str) for each in value):
         raise Unreadable
-    return [each if "content" in each else {**each, "content": None} for each in value]
+    return value
 
 
 def text_of(value: Any) -> str:
@@ -119,6 +121,18 @@ def text_of(value: Any) -> str:
     if not isinstance(value, str):
         raise Unreadable
     return value
+
+
+def ids_of(value: Any) -> Ids:
+    """Token ids that a row brings along. Raises Unreadable for anything else."""
+    if not isinstance(value, list) or not all(type(each) is int and each >= 0 for each in value):
+        raise Unreadable
+    return [min(each, _HIGHEST_ID) for each in value]
+
+
+def fit_mask(mask: Sequence[bool], length: int) -> list[bool]:
+    """The mask with one flag for each of `length` tokens; what is missing is not trained."""
+    return [*mask[:length], *[False] * (length - len(mask))]
 
 
 def same_kind(*values: Any) -> bool:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ptcli.data.model import Row
-from ptcli.data.tokens.encoded import Chat, Draft, Encoded, Ids, Sample, Unreadable, cut_sample
-from ptcli.data.tokens.encoder import Encoder, chat_of, extract_prompt, same_kind, template_arguments, tools_of
+from ptcli.data.tokens.encoded import Chat, Draft, Encoded, Ids, Sample, cut_sample
+from ptcli.data.tokens.encoder import Encoder, chat_of, extract_prompt, ids_of, same_kind, template_arguments, tools_of
 
 _NO_ROOM = "the prompt alone fills max_length"
 
@@ -107,7 +107,5 @@ def _tokens(row: Row) -> tuple[Ids, Ids] | None:
     for names in (("chosen_ids", "rejected_ids"), ("chosen_input_ids", "rejected_input_ids")):
         sides = [row.get(name) for name in names]
         if all(side is not None for side in sides):
-            if not all(isinstance(side, list) and all(isinstance(each, int) for each in side) for side in sides):
-                raise Unreadable
-            return sides[0], sides[1]  # type: ignore[return-value]
+            return ids_of(sides[0]), ids_of(sides[1])
     return None

@@ -29,7 +29,7 @@ def find_dropped(chats: Sequence[tuple[Chat, str]], tools: Any) -> Iterator[tupl
             if id(message) in seen:
                 continue
             seen.add(id(message))
-            content = message["content"]
+            content = message.get("content")
             if isinstance(content, str):
                 content = content.strip()
                 found = text.find(content, place)

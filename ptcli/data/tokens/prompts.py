@@ -7,7 +7,7 @@ from typing import Any
 
 from ptcli.data.model import Row
 from ptcli.data.tokens.encoded import Draft, Encoded, Ids, Sample
-from ptcli.data.tokens.encoder import Encoder, chat_of, is_chat, template_arguments, text_of, tools_of
+from ptcli.data.tokens.encoder import Encoder, chat_of, ids_of, is_chat, template_arguments, text_of, tools_of
 from ptcli.data.tokens.handmade import render_prompt
 
 
@@ -80,7 +80,7 @@ class PPO(_Prompt):
 
     def draft(self, row: Row) -> Draft:
         if isinstance(row.get("input_ids"), list):
-            return Draft([], data=[int(each) for each in row["input_ids"]])
+            return Draft([], data=ids_of(row["input_ids"]))
         prompt = row.get("prompt")
         if not is_chat(prompt):
             return Draft([text_of(prompt)], special=True, plain=[text_of(prompt)])

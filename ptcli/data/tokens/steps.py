@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from ptcli.data.model import Row
 from ptcli.data.tokens.encoded import Draft, Encoded, Ids, Sample, Unreadable, cut_sample
-from ptcli.data.tokens.encoder import Encoder, text_of
+from ptcli.data.tokens.encoder import Encoder, fit_mask, ids_of, text_of
+from ptcli.data.tokens.supervised import IGNORED
 
 
 class PRM(Encoder):
@@ -18,7 +19,7 @@ class PRM(Encoder):
 
     def draft(self, row: Row) -> Draft:
         if isinstance(row.get("input_ids"), list) and isinstance(row.get("labels"), list):
-            return Draft([], data=(row["input_ids"], row["labels"]))
+            return Draft([], data=(ids_of(row["input_ids"]), row["labels"]))
         steps, labels = row.get("completions"), row.get("labels")
         if not isinstance(steps, list) or not isinstance(labels, list) or len(steps) != len(labels):
             raise Unreadable
@@ -28,7 +29,7 @@ class PRM(Encoder):
     def assemble(self, draft: Draft, tokens: Sequence[Ids]) -> Encoded:
         if draft.data:
             ids, labels = draft.data
-            return Encoded((Sample(ids, 0, mask=[label != -100 for label in labels[: len(ids)]]),))
+            return Encoded((Sample(ids, 0, mask=fit_mask([label != IGNORED for label in labels], len(ids))),))
         prompt, separator, *steps = tokens
         if self.codec.bos is not None:
             prompt = [self.codec.bos, *prompt]

@@ -14,6 +14,8 @@ from ptcli.data.tokens.encoder import (
     NOT_STABLE,
     Encoder,
     chat_of,
+    fit_mask,
+    ids_of,
     is_chat,
     same_kind,
     template_arguments,
@@ -130,17 +132,16 @@ class SFT(Encoder):
 
     def _read_tokens(self, row: Row) -> tuple[Sample, list[Hit]]:
         """A row that is tokens already: its labels, or the masks that count."""
-        ids = _ids(row["input_ids"])
+        ids = ids_of(row["input_ids"])
         labels = row.get("labels")
         if isinstance(labels, list):
-            mask = [label != IGNORED for label in labels[: len(ids)]]
-            return Sample(ids, 0, mask=mask + [False] * (len(ids) - len(mask))), []
+            return Sample(ids, 0, mask=fit_mask([label != IGNORED for label in labels], len(ids))), []
         used = ["assistant_masks", *(["completion_mask"] if self.context.argument("completion_only_loss") else [])]
         masks = [row[name] for name in used if isinstance(row.get(name), list)]
         if not masks:
             return Sample(ids, 0), []
-        mask = [all(bits) for bits in zip(*masks, strict=False)][: len(ids)]
-        return Sample(ids, 0, mask=mask + [False] * (len(ids) - len(mask))), []
+        mask = [all(bits) for bits in zip(*masks, strict=False)]
+        return Sample(ids, 0, mask=fit_mask(mask, len(ids))), []
 
     def _finish(self, sample: Sample, hits: list[Hit]) -> Encoded:
         """Truncation, or what packing does to a row that is too long for a pack."""
@@ -165,12 +166,6 @@ def _messages(row: Row) -> Any:
         return None
     names = {"from": "role", "value": "content"}
     return [{names.get(key, key): value for key, value in each.items()} for each in turns]
-
-
-def _ids(value: Any) -> Ids:
-    if not isinstance(value, list) or not all(isinstance(each, int) for each in value):
-        raise Unreadable
-    return value
 
 
 class GKD(Encoder):
