@@ -16,8 +16,9 @@ Row = dict[str, Any]
 
 Severity = Literal["error", "warning"]
 
-Kind = Literal["null", "str", "bool", "int", "float", "dict", "empty list", "chat", "list"]
-"""What a value is. `chat`: a list whose first element is an object; `list`: any other list that is not empty."""
+Kind = Literal["null", "str", "bool", "int", "float", "dict", "empty list", "chat", "list", "other"]
+"""What a value is. `chat`: a list whose first element is an object; `list`: any other list that is not empty. `other`:
+what JSON has not, as dates and bytes of other formats."""
 
 MOST_ROWS = 5
 """Row numbers that a finding names at most."""

@@ -108,6 +108,8 @@ def kind_of(value: Any) -> Kind:
     kind = _KINDS.get(type(value))
     if kind is not None:
         return kind
+    if not isinstance(value, list):
+        return next((kind for kind_type, kind in _KINDS.items() if isinstance(value, kind_type)), "other")
     if not value:
         return "empty list"
     return "chat" if isinstance(value[0], dict) else "list"

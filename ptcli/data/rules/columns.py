@@ -128,7 +128,8 @@ def wrong_family(profile: Profile, facts: Facts) -> Iterator[Finding]:
         if set(required) <= wanted:
             continue
         methods = listed([f"`{name}`" for name in takers(required)], "or")
-        message = f"{names_of(required)} make {family} data, which {facts.method.name} does not take"
+        made = "makes" if len(required) == 1 else "make"
+        message = f"{names_of(required)} {made} {family} data, which {facts.method.name} does not take"
         yield _of_all("wrong-type-family", message, profile, f"use the method {methods}, or other data")
         return
 
@@ -161,13 +162,21 @@ def mixed_values(profile: Profile, facts: Facts) -> Iterator[Finding]:
             if kind != "null":
                 name = _TYPES.get(kind, "something else")
                 counts[name] = counts.get(name, 0) + count
-                rows[name] = min(rows.get(name, profile.rows), profile.first[column, kind])
+                first = profile.first[column, kind]
+                rows[name] = min(rows.get(name, first), first)
         if len(counts) > 1:
             parts = listed([f"{name} in {rows_in_words(count)}" for name, count in counts.items()])
-            first = tuple(sorted(rows.values()))
             few = min(counts.values())
             fix = "write all rows alike, all as text or all as messages"
-            yield Finding("mixed-format", "error", f"`{column}` is {parts}", few, first, fix, few / profile.rows)
+            yield Finding(
+                "mixed-format",
+                "error",
+                f"`{column}` is {parts}",
+                few,
+                tuple(sorted(rows.values())),
+                fix,
+                few / profile.rows,
+            )
 
 
 _TYPES = {"str": "text", "chat": "a list", "list": "a list", "empty list": "a list", "dict": "an object"}

@@ -39,7 +39,7 @@ def typed(value: Any) -> str:
         if not value:
             return "an empty list"
         return f"a list of {_plural(value[0])}"
-    return _TYPES.get(type(value), "something else")
+    return _TYPES.get(type(value), f"a value of type {clip(type(value).__name__, 20)}")
 
 
 def _plural(value: Any) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 from array import array
+from datetime import datetime
+from decimal import Decimal
 from random import Random
 from typing import Any
 
@@ -88,6 +90,7 @@ GARBAGE: list[Any] = [
     None, True, 10**400, -(10**30), float("nan"), float("-inf"), "", "\ud800", "[{", [], {}, [[]], [None], [{}],
     [{"role": []}], [{"role": {}, "content": {}}], [{"content": [None, {}, {"text": 5}]}], [{"tool_calls": "x"}],
     [{"role": "assistant", "tool_calls": [None, {"function": []}]}], {"role": "user"}, [1, "a"], [True], ["a", None],
+    b"x", datetime(2026, 1, 1), Decimal("0.1"), ("a",), {1, 2}, [datetime(2026, 1, 1)], range(3),
 ]  # fmt: skip
 COLUMNS = (
     "prompt", "completion", "chosen", "rejected", "messages", "text", "conversations", "label", "labels", "completions",
