@@ -286,6 +286,7 @@ def _print_plan(plan: Plan, as_json: bool) -> None:
 
 def _run(accepted: Accepted, *, overwrite: bool, as_json: bool) -> None:
     """Run a plan to its end and leave with its exit code."""
+    from ptcli.run.datacheck import check_data
     from ptcli.run.panel import choose_view
     from ptcli.run.preflight import preflight
     from ptcli.run.report import finished_lines
@@ -297,6 +298,7 @@ def _run(accepted: Accepted, *, overwrite: bool, as_json: bool) -> None:
         raise RequestError("launch.nodes: runs on more than one node can be planned (--dry-run) but not started yet")
     _print_notes(plan)
     rundir.check(overwrite=overwrite, smoke=plan.smoke)
+    check_data(plan, accepted.sources, view=view)
     preflight(plan, accepted.sources, view=view)
     with rundir.prepare(plan, overwrite=overwrite):
         status = supervise(plan, rundir, view=view)
