@@ -54,10 +54,15 @@ def compile_transform(entry: DataEntry, *, messages: bool = False) -> RowTransfo
 
     `messages`: write Alpaca's layout as messages (`ptcli.data.mixture` knows when), not as prompt and completion.
     """
-    steps = [compile_step(entry, name) for name in ROW_KEYS if getattr(entry, name)]
+    steps = [compile_step(entry, name) for name in row_keys(entry)]
     if messages and steps and steps[0] is from_alpaca:
         steps[0] = alpaca_messages
     return RowTransform(tuple(steps)) if steps else None
+
+
+def row_keys(entry: DataEntry) -> list[str]:
+    """Those of ROW_KEYS that the entry has."""
+    return [name for name in ROW_KEYS if getattr(entry, name)]
 
 
 def compile_step(entry: DataEntry, name: str) -> Step:

@@ -147,7 +147,7 @@ def _stand_in(recipe: Recipe) -> DataEntry:
 
 
 def _entry(entry: DataEntry, stand_in: DataEntry, rows: int) -> DataEntry:
-    kept = stand_in if _is_hub(entry.path) else entry
+    kept = change(stand_in, weight=entry.weight) if _is_hub(entry.path) else entry
     return change(kept, take=min(entry.take or rows, rows), shuffle=False)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ptcli.data.head import read_head
+from ptcli.data.transforms import row_keys
 from ptcli.errors import KeyPath, Problem
 from ptcli.methods import METHODS
 from ptcli.recipe.adapter_folders import check_adapters
@@ -47,17 +48,19 @@ def check_references(recipe: Recipe) -> list[Problem]:
 
 def check_data_entries(recipe: Recipe) -> Iterator[Problem]:
     """A problem for each file, folder, shipped set, function, column or rule of `data` that is not there."""
-    for key, entries in _data_lists(recipe):
+    for key, entries in data_lists(recipe):
         for index, entry in enumerate(entries):
             place = (*key, index)
             problems = check_data(entry, (*place, "path"))
             yield from problems
-            yield from check_transforms(entry, place, None if problems else read_head(entry))
+            if row_keys(entry):
+                yield from check_transforms(entry, place, None if problems else read_head(entry))
         yield from check_weights(entries, key)
     yield from check_allow(recipe.data.allow)
 
 
-def _data_lists(recipe: Recipe) -> Iterator[tuple[KeyPath, list[DataEntry]]]:
+def data_lists(recipe: Recipe) -> Iterator[tuple[KeyPath, list[DataEntry]]]:
+    """The lists of entries in `data`, each with its key: for training, and for every evaluation set."""
     yield ("data", "train"), recipe.data.train
     groups = recipe.data.eval
     if isinstance(groups, list):

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterable, Iterator, Sequence
 
 from ptcli.data.model import Row
-from ptcli.data.transforms import ROW_KEYS, TransformError, compile_step, places
+from ptcli.data.transforms import TransformError, compile_step, places, row_keys
 from ptcli.errors import KeyPath, Problem
 from ptcli.recipe.code import USE, NotFound, find_object
 from ptcli.recipe.model import DataEntry
@@ -102,10 +102,7 @@ def _check_prompt(entry: DataEntry, key: KeyPath) -> Iterator[Problem]:
 def _check_columns(entry: DataEntry, key: KeyPath, head: Sequence[Row] | None) -> Iterator[Problem]:
     """Columns that no row has when their turn comes. What a function of the user's own makes of rows is not known."""
     rows = list(head or ())
-    for name in ROW_KEYS:
-        value = getattr(entry, name)
-        if not value:
-            continue
+    for name in row_keys(entry):
         if name == "map" or not rows:
             return
         found = dict.fromkeys(column for row in rows for column in row)

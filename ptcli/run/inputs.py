@@ -9,6 +9,7 @@ from pathlib import Path
 from ptcli.errors import KeyPath, Problem, RequestError
 from ptcli.recipe.local_models import base_model_path, is_local, resolve_model_path
 from ptcli.recipe.model import ModelSpec, Recipe
+from ptcli.recipe.references import data_lists
 from ptcli.run.rundir import is_cleared
 
 
@@ -30,9 +31,10 @@ def _inputs(recipe: Recipe) -> Iterator[tuple[KeyPath, Path]]:
     for index, reward in enumerate(recipe.rewards):
         if ":" not in reward.use:
             yield from ((("rewards", index, "use"), place) for place in _places(reward.use))
-    for index, entry in enumerate(recipe.data.train):
-        if is_local(entry.path):
-            yield ("data", "train", index, "path"), Path(entry.path)
+    for key, entries in data_lists(recipe):
+        for index, entry in enumerate(entries):
+            if is_local(entry.path):
+                yield (*key, index, "path"), Path(entry.path)
 
 
 def _places(path: str) -> Iterator[Path]:

@@ -20,15 +20,21 @@ from datasets import (
 )
 
 from ptcli.builtin import data_path
+from ptcli.data.head import stream
 from ptcli.data.mixture import compile_transforms
+from ptcli.data.read.blocks import plain
+from ptcli.data.read.sources import Source, resolve
 from ptcli.data.transforms import RowTransform
-from ptcli.errors import WorkError
+from ptcli.errors import RequestError, WorkError
 from ptcli.methods import METHODS
-from ptcli.recipe.data_files import data_format, data_suffix, held_out
+from ptcli.recipe.data_files import data_format, data_suffix, held_out, local_files
 from ptcli.recipe.model import DataEntry, Recipe
 from ptcli.train.alignment import align
 from ptcli.train.transformed import transformed
 
+_GUESSED = frozenset({"CSV", "TSV"})
+SAVED = frozenset({"state.json", "dataset_dict.json"})
+"""What `save_to_disk` writes beside its rows, which then have types of their own."""
 BUILDERS = {"JSON": "json", "Parquet": "parquet", "CSV": "csv", "TSV": "csv", "Arrow": "arrow"}
 """Format -> builder of `datasets`."""
 
@@ -71,9 +77,7 @@ def _load_entries(recipe: Recipe, entries: Sequence[DataEntry], key: str) -> Dat
 
 
 def _load_entry(entry: DataEntry, transform: RowTransform | None, key: str, seed: int) -> Dataset:
-    rows = _read(entry, key)
-    if transform:
-        rows = transformed(entry, transform, rows, rows._fingerprint, key)
+    rows = _load_rows(entry, transform, key)
     if entry.shuffle is not False:
         rows = rows.shuffle(seed=seed if entry.shuffle is True else entry.shuffle)
     if entry.take is not None:
@@ -82,6 +86,33 @@ def _load_entry(entry: DataEntry, transform: RowTransform | None, key: str, seed
         kept = " that `filter` keeps" if entry.filter else ""
         raise WorkError(f"{key}: {entry.path} has no rows in split `{entry.split}`{kept}")
     return rows
+
+
+def _load_rows(entry: DataEntry, transform: RowTransform | None, key: str) -> Dataset:
+    """All rows of the entry, transformed.
+
+    `datasets` reads what needs no transform, unless it takes texts for dates, or guesses types as in CSV: then the rows
+    come from the reader of the data checks, which changes nothing.
+    """
+    files = local_files(entry.path)
+    formats = {data_format(file) for file in files}
+    if transform is None and not formats & _GUESSED:
+        rows = _read(entry, key)
+        if not ("JSON" in formats and "timestamp[" in str(rows.features.arrow_schema)):
+            return rows
+    if files and not any(file.name in SAVED for file in files):
+        identity = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+        return transformed(entry, transform, stream(resolve_source(entry, key)), identity, key)
+    rows = _read(entry, key)
+    return transformed(entry, transform, map(plain, rows), rows._fingerprint, key)
+
+
+def resolve_source(entry: DataEntry, key: str) -> Source:
+    """The files of an entry on this machine. Raises WorkError."""
+    try:
+        return resolve(entry, (key, "path"))
+    except RequestError as error:
+        raise WorkError(f"{key}: {error.problems[0].message}") from error
 
 
 def _read(entry: DataEntry, key: str) -> Dataset:

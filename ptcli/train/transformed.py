@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -48,14 +48,13 @@ def transformed(
 def _write(
     rows: Iterable[Row], transform: RowTransform | None, entry: DataEntry, take: int | None, key: str, folder: Path
 ) -> None:
-    changed = _through(rows, transform, entry, key) if transform else rows
+    changed = through(_with_all_names(rows, entry, key), transform, key) if transform else rows
     write_stream(itertools.islice(changed, take), folder)
 
 
-def _through(rows: Iterable[Row], transform: RowTransform, entry: DataEntry, key: str) -> Iterator[Mapping[str, Any]]:
-    found: dict[str, None] = {}
+def through(rows: Iterable[Row], transform: RowTransform, key: str) -> Iterator[Row]:
+    """The rows that come through a transform. Raises WorkError with the number of the row for which it fails."""
     for number, row in enumerate(rows):
-        found |= dict.fromkeys(row)
         try:
             changed = transform(row)
         except TransformError as error:
@@ -63,6 +62,14 @@ def _through(rows: Iterable[Row], transform: RowTransform, entry: DataEntry, key
             raise WorkError(f"{at}: row {number}: {error.message}") from error
         if changed is not None:
             yield changed
+
+
+def _with_all_names(rows: Iterable[Row], entry: DataEntry, key: str) -> Iterator[Row]:
+    """The rows; at their end, WorkError when a column that is to be renamed was in none of them."""
+    found: dict[str, None] = {}
+    for row in rows:
+        found |= dict.fromkeys(row)
+        yield row
     missing = [] if entry.from_ else [name for name in entry.rename if name not in found]
     if missing:
         raise WorkError(f"{key}.rename: there is no column `{missing[0]}`; found {', '.join(found)}")
