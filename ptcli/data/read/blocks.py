@@ -150,10 +150,27 @@ def _of_table(block: Block) -> Iterator[Row | Bad]:
 
     try:
         for batch in _batches(block):
+            stored = {field.name: field.type for field in batch.schema if "arrow.json" in str(field.type)}
             for start in range(0, batch.num_rows, _BATCH):
-                yield from map(plain, batch.slice(start, _BATCH).to_pylist())
+                for row in batch.slice(start, _BATCH).to_pylist():
+                    yield plain(row | {name: _from_json(row[name], kind) for name, kind in stored.items()})
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         yield Bad(f"cannot be read to its end: {_why(error)}")
+
+
+def _from_json(value: Any, kind: Any) -> Any:
+    """A value whose type has a place that is stored as JSON text, as `datasets` stores what has no common type."""
+    import pyarrow
+
+    if value is None:
+        return None
+    if isinstance(kind, pyarrow.JsonType):
+        return json.loads(value)
+    if isinstance(value, list):
+        return [_from_json(each, kind.value_type) for each in value]
+    if isinstance(value, dict):
+        return {name: _from_json(each, kind.field(name).type) for name, each in value.items()}
+    return value
 
 
 def _batches(block: Block) -> Iterator[Any]:
