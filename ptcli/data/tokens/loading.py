@@ -23,6 +23,7 @@ from ptcli.recipe.rendering import find_syntax_fault
 from ptcli.recipe.templates import read_named_template, read_own_template
 from ptcli.recipe.tokenizers import tokenizer_folder
 
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
 
 
@@ -142,10 +143,9 @@ def _source(spec: ModelSpec) -> tuple[str, str | None, Path | None]:
     if is_local(path) and not os.path.isdir(path):
         raise RequestError(Problem(f"there is no model {spec.path}", key=("model", "path")))
     folder = tokenizer_folder(spec)
-    if folder is not None and is_local(path):
-        return str(folder), None, folder
-    source, revision = (path, spec.revision) if folder == local_folder(path, spec.revision) else find_base(path)
-    return source, revision, folder
+    if folder is not None and any(os.path.exists(folder / name) for name in _VOCABULARIES):
+        return str(folder), None, folder  # of a hub model what is cached, which needs no network
+    return *find_base(spec.path, spec.revision), folder
 
 
 def _load(source: str, revision: str | None, spec: ModelSpec, *, generates: bool) -> Any:

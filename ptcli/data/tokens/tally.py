@@ -48,18 +48,25 @@ class TokenTally:
     """Upper bound of a sequence's length, a power of two -> sequences."""
     hits: dict[tuple[str, Severity, str], Tally] = field(default_factory=dict)
     """(rule, severity, variant) -> its tally."""
+    current: int | None = field(default=None, compare=False)
+    """The row that is being judged."""
+    counted: set[tuple[str, Severity, str]] = field(default_factory=set, compare=False)
+    """What was counted of it."""
     whole: list[Hit] = field(default_factory=list)
     """What is wrong with tokenizer and arguments, whatever the rows."""
 
     def hit(self, hit: Hit, row: int, variant: str = "") -> None:
+        """Count a hit, of one kind at most once a row; the hits of a row follow each other."""
         key = (hit.rule, hit.severity, variant)
-        tally = self.hits.get(key)
-        if tally is None:
-            self.hits[key] = Tally(1, [row], hit.detail, hit.fix)
-        elif tally.rows[-1] != row:
-            tally.count += 1
-            if len(tally.rows) < MOST_ROWS:
-                tally.rows.append(row)
+        if self.current != row:
+            self.current, self.counted = row, set()
+        if key in self.counted:
+            return
+        self.counted.add(key)
+        tally = self.hits.setdefault(key, Tally(0, [], hit.detail, hit.fix))
+        tally.count += 1
+        if len(tally.rows) < MOST_ROWS:
+            tally.rows.append(row)
 
     def measure(self, length: int, row: int) -> None:
         """Count a sequence of that many tokens."""
