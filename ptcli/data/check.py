@@ -82,7 +82,7 @@ def check(
     Raises:
         RequestError: for a path that is not there.
     """
-    prepared = {split: _prepare(entries, split, recipe.seed) for split, entries in splits_of(recipe)}
+    prepared = {split: _prepare(recipe, entries, split) for split, entries in splits_of(recipe)}
     tokenizer, notes = _tokenizer(recipe, hide_torch=hide_torch)
     done = [_check_split(recipe, split, entries, depth, tokenizer, progress) for split, entries in prepared.items()]
     findings = [finding for each in done for finding in each.findings]
@@ -115,24 +115,25 @@ class _Split:
     notes: tuple[str, ...] = ()
 
 
-def _prepare(entries: Sequence[DataEntry], split: str, seed: int) -> list[PreparedEntry]:
+def _prepare(recipe: Recipe, entries: Sequence[DataEntry], split: str) -> list[PreparedEntry]:
     """The entries with their files looked up. Raises RequestError with every one that is not there."""
     from ptcli.data.engine import PreparedEntry
+    from ptcli.data.mixture import compile_transforms
     from ptcli.data.read.sources import resolve
-    from ptcli.data.transforms import compile_transform
 
     prepared: list[PreparedEntry] = []
     problems: list[Problem] = []
-    for index, entry in enumerate(entries):
+    transforms = compile_transforms(entries, METHODS[recipe.method])
+    for index, (entry, transform) in enumerate(zip(entries, transforms, strict=True)):
         key: KeyPath = ("data", *split.split(".", 1), index)
         try:
             source = resolve(entry, (*key, "path"))
         except RequestError as error:
             problems += error.problems
             continue
-        shuffle = None if entry.shuffle is False else seed if entry.shuffle is True else entry.shuffle
+        shuffle = None if entry.shuffle is False else recipe.seed if entry.shuffle is True else entry.shuffle
         name = ".".join(map(str, key))
-        prepared.append(PreparedEntry(source, compile_transform(entry), shuffle=shuffle, take=entry.take, key=name))
+        prepared.append(PreparedEntry(source, transform, shuffle=shuffle, take=entry.take, key=name))
     if problems:
         raise RequestError(problems)
     return prepared
