@@ -16,11 +16,11 @@ _ORDER = {id: place for place, id in enumerate(RULES)}
 def conclude(profile: Profile, context: Context) -> list[Finding]:
     """What is wrong with a split, errors first, in the order of the table of rules."""
     facts = Facts(context)
-    if profile.rows == 0:
-        message = f"the {context.split} split has no rows"
-        return [Finding("empty-split", "error", message, split=context.split)]
-    found = [finding for finding in settle(profile, facts) if finding is not None]
-    found += [finding for rule in SET_RULES for finding in rule(profile, facts) if finding.rule in facts.served]
+    found = list(settle(profile, facts))
+    if profile.rows:
+        found += [finding for rule in SET_RULES for finding in rule(profile, facts) if finding.rule in facts.served]
+    elif not found:
+        found = [Finding("empty-split", "error", f"the {context.split} split has no rows")]
     return sorted((replace(finding, split=context.split) for finding in found), key=_place)
 
 
