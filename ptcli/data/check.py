@@ -15,6 +15,7 @@ from ptcli.data.context import context_of, splits_of
 from ptcli.data.model import Context, Finding, Report, Row
 from ptcli.data.request import NO_MODEL, DataRequest, accept_data
 from ptcli.errors import KeyPath, Problem, PtcliError, RequestError
+from ptcli.methods import METHODS
 from ptcli.recipe.model import DataEntry, Recipe
 
 if TYPE_CHECKING:
