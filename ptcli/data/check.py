@@ -162,7 +162,7 @@ def _check_split(
         tokens=checker,
         progress=(lambda done, total: progress(split, done, total)) if progress else None,
     )
-    findings = [*conclude(examined.profile, context)]
+    findings = [*conclude(examined.profile, context, examined.rows if examined.estimated else None)]
     if checker is None:
         return _Split(context, examined, tuple(findings), None)
     tally = examined.token_tally if depth.full else _tokenize(checker, examined.token_sample)

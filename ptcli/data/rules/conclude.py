@@ -13,9 +13,13 @@ from ptcli.data.rules.table import RULES
 _ORDER = {id: place for place, id in enumerate(RULES)}
 
 
-def conclude(profile: Profile, context: Context) -> list[Finding]:
-    """What is wrong with a split, errors first, in the order of the table of rules."""
-    facts = Facts(context)
+def conclude(profile: Profile, context: Context, total: int | None = None) -> list[Finding]:
+    """What is wrong with a split, errors first, in the order of the table of rules.
+
+    `total`: the rows of the split, where the profile is of a sample only. Nothing is then said of the order of rows,
+    nor of rows that are left over.
+    """
+    facts = Facts(context, total)
     found = list(settle(profile, facts))
     if profile.rows:
         found += [finding for rule in SET_RULES for finding in rule(profile, facts) if finding.rule in facts.served]

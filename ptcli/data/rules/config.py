@@ -23,12 +23,12 @@ def batches(profile: Profile, facts: Facts) -> Iterator[Finding]:
     """Fewer rows than a batch takes."""
     if not facts.train:
         return
-    rows, needed = profile.rows, facts.context.prompts_per_generation
+    rows, needed = facts.total or profile.rows, facts.context.prompts_per_generation
     if facts.method.batching is Batching.GENERATION:
         if needed and rows < needed:
             message = f"{rows} prompts, and {needed} are needed for a generation batch: there would be 0 steps"
             yield _few("error", message, rows)
-        elif needed and rows % needed:
+        elif needed and rows % needed and facts.total is None:
             message = (
                 f"{rows % needed} of {rows} prompts do not fill a generation batch of {needed}: they are never seen"
             )

@@ -23,6 +23,8 @@ class Facts:
     """What the rules need of a Context, at hand."""
 
     context: Context
+    total: int | None = None
+    """Rows of the split, where only a sample of them is looked at."""
 
     @cached_property
     def method(self) -> Method:

@@ -118,7 +118,9 @@ def contradicting(profile: Profile, facts: Facts) -> Iterator[Finding]:
 
 def order(profile: Profile, facts: Facts) -> Iterator[Finding]:
     """Batches that are taken in the order of the file."""
-    if not facts.train or facts.traits.shuffles or facts.context.argument(_SAMPLING, "sequential") != "sequential":
+    if not facts.train or facts.total is not None or facts.traits.shuffles:
+        return
+    if facts.context.argument(_SAMPLING, "sequential") != "sequential":
         return
     yield from _sorted_labels(profile, facts)
     if not facts.traits.kl_batches or facts.context.argument("loss_type") == "apo_zero_unpaired":

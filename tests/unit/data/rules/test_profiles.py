@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ptcli.data.model import MOST_TALLIES, Context, Profile, Row
+from ptcli.data.model import MOST_TALLIES, Context, Hit, Profile, Row
 from ptcli.data.rules import Checker, conclude, merge, overlap
 from ptcli.data.rules.checker import MOST_COLUMN_SETS, MOST_COLUMNS
 from ptcli.data.rules.leaves import MOST_LEAVES
@@ -141,3 +141,16 @@ def test_many_duplicates_are_counted_like_few() -> None:
     assert duplicates.found_in(many.digests, array("Q")) == []
     assert duplicates._repeated(few) == 10
     assert duplicates._repeated(many) == 60_000
+
+
+def test_a_sample_says_nothing_of_what_is_left_over() -> None:
+    context = Context(METHODS["grpo"], prompts_per_generation=4)
+    sample = profile("grpo", ANSWER[:3])
+    assert [finding.rule for finding in conclude(sample, context)] == ["too-few-rows"]
+    assert conclude(sample, context, total=1001) == []
+
+
+def test_a_file_of_which_nothing_can_be_read_is_not_called_empty() -> None:
+    empty = Profile()
+    empty.hit(Hit("unreadable-file", "error", "rows.jsonl: a line is not valid JSON"), 0)
+    assert [finding.rule for finding in conclude(empty, Context(METHODS["sft"]))] == ["unreadable-file"]
