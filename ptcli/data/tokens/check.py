@@ -20,7 +20,7 @@ from ptcli.methods import Method
 _BATCH = 512
 """Rows that are tokenised at once."""
 _CHATS = ("prompt", "completion", "chosen", "rejected", "messages")
-_AWAY = "completion-truncated-away"
+_AWAY, _NOTHING = "completion-truncated-away", "zero-trained"
 
 
 def encoder_class(method: Method) -> type[Encoder]:
@@ -221,7 +221,7 @@ class TokenChecker:
             tally.cut_rows += 1
             tally.hit(Hit("truncation", "warning", self._truncation(longest), _LENGTH_FIX), number)
         if encoded.dropped:
-            self._judge_dropped(number, encoded)
+            self._judge_dropped(number, draft, encoded)
             return
         for sample in samples:
             trained = sample.trained
@@ -237,12 +237,13 @@ class TokenChecker:
         loses = "its beginning" if self.encoder.cuts_start else "its end, and the token that ends it"
         return f"a row of {length} tokens loses {loses} (max_length {self.context.argument('max_length')})"
 
-    def _judge_dropped(self, number: int, encoded: Encoded) -> None:
+    def _judge_dropped(self, number: int, draft: Draft, encoded: Encoded) -> None:
         """A row that the trainer leaves out, which is all that becomes of it."""
         self.tally.dropped += 1
         if not any(sample.cut or sample.trained for sample in encoded.samples):
-            said = "no token of the row is trained, and the trainer leaves it out"
-            self.tally.hit(Hit("all-labels-masked", "error", said), number)
+            if draft.texts:
+                said = "no token of the row is trained, and the trainer leaves it out"
+                self.tally.hit(Hit(_NOTHING, "error", said), number)
             return
         said = f"rows are left out without a word: {encoded.dropped}"
         self.tally.hit(Hit(self.tally.drop_rule, "warning", said, _LENGTH_FIX), number, "dropped")
@@ -255,7 +256,7 @@ class TokenChecker:
             said = "max_length leaves no trained token of a row, which stays in all the same"
             self.tally.hit(Hit(_AWAY, "error", said, _LENGTH_FIX), number, "none")
         elif not trained and draft.texts:  # of rows that are tokens already, their masks say it
-            self.tally.hit(Hit("all-labels-masked", "error", "no token of the row is trained"), number)
+            self.tally.hit(Hit(_NOTHING, "error", "no token of the row is trained"), number)
 
     def _judge_end(self, number: int, sample: Sample, row: Row) -> None:
         """The last trained token of a conversation that is not cut must be one that ends generation."""
