@@ -124,7 +124,7 @@ def digest(values: list[Any]) -> int:
         return xxhash.xxh3_64_intdigest(_encode(values))
     except Exception:  # lone surrogates, numbers beyond 64 bits, deep nesting
         text = ""
-        with contextlib.suppress(RecursionError):
+        with contextlib.suppress(RecursionError, ValueError):  # and numbers of thousands of digits
             text = ascii(values)
         return xxhash.xxh3_64_intdigest(text.encode())
 

@@ -57,14 +57,19 @@ def _not_bool(column: str, value: Any, *, strict: bool, digits: bool) -> Iterato
         detail += ": rows are picked by `is True`, so none is trained"
     elif not like and not strict and not isinstance(value, str) and not digits:
         detail += ": whatever is not 0 counts as desirable"
-    yield Hit("label-not-bool", "warning" if like else "error", detail, "write true or false")
+    yield Hit(
+        "label-not-bool", "warning" if like else "error", detail, "make them true or false, with map: file.py:function"
+    )
 
 
 def truth(value: Any) -> int:
     """0 or 1 for what is or says that, 2 for anything else."""
     if not isinstance(value, bool | int | float | str):
         return 2
-    return {0: 0, 1: 1, "0": 0, "1": 1}.get(value, 2)
+    return _TRUTH.get(value, 2)
+
+
+_TRUTH: dict[Any, int] = {0: 0, 1: 1, "0": 0, "1": 1}
 
 
 def row_label(row: Row, strict: bool) -> int:

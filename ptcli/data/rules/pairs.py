@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ptcli.data.model import Hit
 from ptcli.data.rules.chats import ANSWERS, repeats
 from ptcli.data.rules.facts import Seen, common
 from ptcli.data.rules.shapes import FORMAT_COLUMNS
-from ptcli.data.rules.words import LEAVE_OUT, clip, typed
+from ptcli.data.rules.words import LEAVE_OUT, clip, quote, typed
 
 SHORT_PROMPT = 20
 """A text prompt of fewer characters may begin an answer by chance (`Hi`, `Hi there`)."""
@@ -35,7 +35,15 @@ def formats(seen: Seen) -> Iterator[Hit]:
         texts = next(column for column, chat in kinds.items() if not chat)
         chats = next(column for column, chat in kinds.items() if chat)
         detail = f"`{texts}` is text and `{chats}` a list of messages in the same row"
-        yield Hit("mixed-format", "error", detail, "write all as text or all as messages, or leave columns out", "row")
+        yield Hit("mixed-format", "error", detail, _one_format(seen), "row")
+
+
+def _one_format(seen: Seen) -> str:
+    """Where only prompts are read, the other columns can go."""
+    if seen.plan.form != "prompt":
+        return "write all as text or all as messages, or leave columns out"
+    kept = ("prompt", *(column for column in seen.plan.columns if column not in FORMAT_COLUMNS))
+    return f"columns: [{clip(', '.join(kept), 200)}]"
 
 
 def _text_or_chat(row: dict[str, Any], column: str) -> bool:
@@ -68,7 +76,9 @@ def prompt_duplicated(seen: Seen) -> Iterator[Hit]:
         answer = seen.row[column]
         if type(answer) is type(prompt) and repeats(prompt, answer):
             short = isinstance(prompt, str) and len(prompt.strip()) < SHORT_PROMPT
-            fix = "columns: [chosen, rejected]" if column != "completion" else f"cut the prompt off `{column}`"
+            answers = [seen.row[name] for name in ("chosen", "rejected") if name in seen.plan.values]
+            both = all(type(each) is type(prompt) and repeats(prompt, each) for each in answers)
+            fix = "columns: [chosen, rejected]" if both and column != "completion" else f"cut the prompt off `{column}`"
             detail = f"the prompt is repeated at the beginning of `{column}`"
             yield Hit("prompt-duplicated", "error", detail, fix, "short" if short else "")
             return
@@ -154,17 +164,23 @@ def no_shared_prompt(seen: Seen) -> Iterator[Hit]:
 def scores(seen: Seen) -> Iterator[Hit]:
     """Scores that say the opposite of what the columns say."""
     row = seen.row
-    for column in seen.plan.columns:
-        if "chosen" not in column or column == "chosen":
-            continue
-        other = column.replace("chosen", "rejected")
-        if other in row and any(word in column.lower() for word in _SCORES):
-            better, worse = row[column], row[other]
-            if _number(better) and _number(worse) and better < worse:
-                detail = f"`{clip(column)}` {clip(better, 12)} is lower than `{clip(other)}` {clip(worse, 12)}"
-                yield Hit("score-contradicts-label", "warning", detail, "are the columns swapped?")
-                return
+    for column, other in score_columns(seen.plan.columns):
+        better, worse = row[column], row[other]
+        if _number(better) and _number(worse) and better < worse:
+            detail = f"`{clip(column)}` {quote(better)} is lower than `{clip(other)}` {quote(worse)}"
+            yield Hit("score-contradicts-label", "warning", detail, "are the columns swapped?")
+            return
+
+
+def score_columns(columns: Sequence[str]) -> list[tuple[str, str]]:
+    """The columns with a score of the chosen answer, each with that of the rejected one."""
+    pairs = [(each, each.replace("chosen", "rejected")) for each in columns if "chosen" in each and each != "chosen"]
+    return [
+        (each, other) for each, other in pairs if other in columns and any(word in each.lower() for word in _SCORES)
+    ]
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -87,7 +87,7 @@ def test_row_numbers_may_have_gaps() -> None:
 
 
 GARBAGE: list[Any] = [
-    None, True, 10**400, -(10**30), float("nan"), float("-inf"), "", "\ud800", "[{", [], {}, [[]], [None], [{}],
+    None, True, 10**400, -(10**5000), float("nan"), float("-inf"), "", "\ud800", "[{", [], {}, [[]], [None], [{}],
     [{"role": []}], [{"role": {}, "content": {}}], [{"content": [None, {}, {"text": 5}]}], [{"tool_calls": "x"}],
     [{"role": "assistant", "tool_calls": [None, {"function": []}]}], {"role": "user"}, [1, "a"], [True], ["a", None],
     b"x", datetime(2026, 1, 1), Decimal("0.1"), ("a",), {1, 2}, [datetime(2026, 1, 1)], range(3),
@@ -105,6 +105,7 @@ def test_no_value_in_any_column_raises(method: str) -> None:
     for value in GARBAGE:
         usual = dict.fromkeys(random.sample(COLUMNS, 6), "x")
         rows = [usual | {column: value} for column in COLUMNS]
+        rows.append(dict.fromkeys(COLUMNS, value))
         checker = Checker(context)
         checker.rows([{}, *rows])
         for finding in conclude(checker.profile, context):
