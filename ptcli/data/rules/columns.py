@@ -10,7 +10,7 @@ from ptcli.data.model import MOST_ROWS, OTHER_COLUMNS, Finding, Profile, Severit
 from ptcli.data.rules.facts import Facts, Plan, plan_of
 from ptcli.data.rules.shapes import FORMAT_COLUMNS, Shape, foreign_families, shapes_of, takers
 from ptcli.data.rules.table import RULES, completions, language
-from ptcli.data.rules.words import LEAVE_OUT, clip, listed, rows_in_words
+from ptcli.data.rules.words import LEAVE_OUT, clip, listed, quote, rows_in_words
 
 ALIASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -53,8 +53,10 @@ def missing_columns(profile: Profile, facts: Facts) -> Iterator[Finding]:
         return
     sets = " or ".join(" + ".join(f"`{name}`" for name in required) for required in _sets(facts.shapes))
     message = f"{facts.method.name} needs {sets}; the columns are {names_of(columns)}"
-    yield _of_all("missing-columns", message, profile, "; ".join(_transforms(columns, facts)))
-    yield from misspelt_columns(profile, facts)
+    fix = _transform(columns, facts)
+    yield _of_all("missing-columns", message, profile, fix)
+    for found, meant in look_alikes(columns, facts.shapes).items():
+        yield _of_all("misspelt-column", f"`{clip(found)}` looks like `{meant}`", profile, fix)
 
 
 def _misspelt_prompt(columns: Sequence[str], profile: Profile) -> Iterator[Finding]:
@@ -62,15 +64,7 @@ def _misspelt_prompt(columns: Sequence[str], profile: Profile) -> Iterator[Findi
     alike = _alike("prompt", [name for name in columns if name not in ("chosen", "rejected")])
     if alike is not None:
         message = f"there is no `prompt`, and `{clip(alike)}` looks like it: it is not read"
-        yield replace(_of_all("misspelt-column", message, profile, f"rename: {{{alike}: prompt}}"), severity="warning")
-
-
-def misspelt_columns(profile: Profile, facts: Facts) -> Iterator[Finding]:
-    """Columns that look like those that are missing."""
-    columns = union(profile)
-    for found, meant in look_alikes(columns, facts.shapes).items():
-        fix = f"rename: {{{found}: {meant}}}"
-        yield _of_all("misspelt-column", f"`{clip(found)}` looks like `{meant}`", profile, fix)
+        yield replace(_of_all("misspelt-column", message, profile, rename_line({alike: "prompt"})), severity="warning")
 
 
 def look_alikes(columns: Iterable[str], shapes: Iterable[Shape]) -> dict[str, str]:
@@ -139,14 +133,24 @@ def _sets(shapes: Iterable[Shape]) -> list[tuple[str, ...]]:
     return list(dict.fromkeys(shape.required for shape in sorted(shapes, key=lambda shape: shape.form == "tokens")))
 
 
-def _transforms(columns: Sequence[str], facts: Facts) -> Iterator[str]:
-    """Transforms that make known layouts of other tools into what the method takes."""
+def _transform(columns: Sequence[str], facts: Facts) -> str:
+    """The transform that makes columns into what the method takes; empty where none does."""
     if completions(facts.method) and {"instruction", "output"} <= set(columns):
-        yield "from: alpaca"
-    elif language(facts.method) and "conversations" in columns:
-        yield "from: sharegpt"
-    elif alike := look_alikes(columns, facts.shapes):
-        yield "rename: {" + ", ".join(f"{found}: {meant}" for found, meant in alike.items()) + "}"
+        return "from: alpaca"
+    if language(facts.method) and "conversations" in columns:
+        return "from: sharegpt"
+    alike = look_alikes(columns, facts.shapes)
+    return rename_line(alike) if alike else ""
+
+
+def rename_line(names: Mapping[str, str]) -> str:
+    """The transform that renames columns, as it stands in a recipe."""
+    return "rename: {" + ", ".join(f"{_key(old)}: {new}" for old, new in names.items()) + "}"
+
+
+def _key(name: str) -> str:
+    """A column's name as a key in a recipe."""
+    return clip(name) if name.replace("-", "_").isidentifier() else quote(name)
 
 
 def mixed_values(profile: Profile, facts: Facts) -> Iterator[Finding]:

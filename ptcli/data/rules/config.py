@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from ptcli.data.model import Finding, Profile
 from ptcli.data.rules.facts import Facts, Plan, plan_of
+from ptcli.data.rules.words import rows_in_words
 from ptcli.methods import Batching
 
 
@@ -45,7 +46,7 @@ def _global_batch(rows: int, facts: Facts) -> Iterator[Finding]:
     size = per_device * accumulation * facts.context.world
     if rows >= size:
         return
-    message = f"{rows} rows, and a batch takes {size}"
+    message = f"{rows_in_words(rows)}, and a batch takes {size}"
     if facts.method.batching is Batching.PPO:
         yield _few("error", f"{message}: the trainer would wait for ever", rows)
     else:

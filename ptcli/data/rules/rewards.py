@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 
 from ptcli.data.model import MOST_ROWS, Finding, Hit, Profile, Severity
-from ptcli.data.rules.columns import ALIASES, names_of, union
+from ptcli.data.rules.columns import ALIASES, names_of, rename_line, union
 from ptcli.data.rules.facts import RESERVED, Facts, Seen
 from ptcli.data.rules.words import clip
 
@@ -48,7 +48,7 @@ def missing(profile: Profile, facts: Facts) -> Iterator[Finding]:
 def _like(name: str, columns: list[str]) -> str:
     free = [column for column in columns if column not in RESERVED]
     near = difflib.get_close_matches(name, free, 1, 0.7) or [column for column in free if column in _LIKE_ANSWER]
-    return f"rename: {{{near[0]}: {name}}}" if near else f"add a column `{name}`"
+    return rename_line({near[0]: name}) if near else f"add a column `{name}`"
 
 
 def reserved(profile: Profile, facts: Facts) -> Iterator[Finding]:
@@ -56,7 +56,7 @@ def reserved(profile: Profile, facts: Facts) -> Iterator[Finding]:
     for name in RESERVED:
         if name in profile.kinds:
             message = f"the column `{name}` collides with what the trainer passes to reward functions"
-            fix = f"rename: {{{name}: my_{name}}}"
+            fix = rename_line({name: f"my_{name}"})
             yield Finding("reserved-column", "error", message, profile.rows, _first(profile), fix, 1)
 
 
