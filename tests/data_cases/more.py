@@ -101,6 +101,9 @@ _PLACES = [
     Case("sharegpt-mixed", "sft", but(many(c.messages), messages=[{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]), "error"),
     Case("openai-file", "sft", every(many(c.messages), messages=lambda i: [system(), user(question(i)), assistant(good(i), weight=1)]), "warning", "ignored-message-keys"),
     Case("dolly", "sft", many(lambda i: {"instruction": question(i), "context": "", "response": good(i), "category": "qa"}), "error", "missing-columns|misspelt-column"),
+    # The one shared character is a space, which TRL leaves to the answers: the prompt is empty.
+    Case("promt-of-implicit", "dpo", many(lambda i: {"promt": question(i), "chosen": " " + good(i), "rejected": " " + bad(i)}), "error", "implicit-prompt-empty|misspelt-column"),
+    Case("only-a-space-shared", "orpo", many(lambda i: {"chosen": " " + good(i), "rejected": " " + bad(i)}), "error", "implicit-prompt-empty"),
     Case("gsm8k", "grpo", many(lambda i: {"question": question(i), "answer": f"So #### {i}"}), "error", "misspelt-column", args={"reward_columns": ["answer"]}),
     Case("gsm8k", "sft", many(lambda i: {"question": question(i), "answer": good(i)}), "error", "missing-columns|misspelt-column"),
     Case("alpaca", "dpo", many(lambda i: {"instruction": question(i), "input": "", "output": good(i)}), "error"),
