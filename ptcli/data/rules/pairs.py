@@ -116,6 +116,8 @@ def implicit_prompt(seen: Seen) -> Iterator[Hit]:
         return
     chosen, rejected = seen.row["chosen"], seen.row["rejected"]
     shared = common(chosen, rejected)
+    if isinstance(chosen, str) and not chosen[:shared].strip():
+        shared = 0  # TRL leaves a space to the answers
     good = shared > 0 and (isinstance(chosen, list) or _well_cut(chosen, rejected, shared))
     if good or equal(chosen, rejected):
         return

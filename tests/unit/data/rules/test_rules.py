@@ -275,6 +275,7 @@ CASES = [
     Case("chosen-prefix-of-rejected", "dpo cpo orpo kto bco", put(IMPLICIT, chosen=f"{Q} A", rejected=f"{Q} A or B"),
          IMPLICIT),
     Case("implicit-prompt-empty", "dpo cpo orpo kto bco", put(IMPLICIT, chosen="Nine metres. "), IMPLICIT),
+    Case("implicit-prompt-empty", "dpo cpo", add(PREF, prompt=..., rejected=" Who knows."), IMPLICIT),
     Case("implicit-prompt-empty", "dpo kto", put(CIMPLICIT, chosen=[user("other"), bot()]), CIMPLICIT),
     Case("implicit-prompt-empty", "cpo bco", add(CPREF, prompt=Q), add(CIMPLICIT, prompt=Q)),
     warns("implicit-prompt-in-answer", "dpo cpo", put(IMPLICIT, rejected=f"Q: {Q}\nA: 3 miles, about."), IMPLICIT),
