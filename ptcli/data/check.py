@@ -124,7 +124,7 @@ def _prepare(recipe: Recipe, entries: Sequence[DataEntry], split: str) -> list[P
 
     prepared: list[PreparedEntry] = []
     problems: list[Problem] = []
-    transforms = compile_transforms(entries, METHODS[recipe.method])
+    transforms = compile_transforms(entries, METHODS[recipe.method], recipe.data.train)
     for index, (entry, transform) in enumerate(zip(entries, transforms, strict=True)):
         key: KeyPath = ("data", *split.split(".", 1), index)
         try:

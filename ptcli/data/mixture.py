@@ -13,30 +13,38 @@ from ptcli.methods import DatasetType, Method
 if TYPE_CHECKING:
     from ptcli.recipe.model import DataEntry
 
+ALPACA = "alpaca"
 ReadHead = Callable[["DataEntry"], Sequence[Row] | None]
 
 
 def compile_transforms(
-    entries: Sequence[DataEntry], method: Method, head: ReadHead = read_head
+    entries: Sequence[DataEntry],
+    method: Method,
+    beside: Sequence[DataEntry] = (),
+    *,
+    head: ReadHead = read_head,
 ) -> list[RowTransform | None]:
-    """What each entry of a list does to its rows, None where that is nothing.
+    """What each entry of a list does to its rows, None where that is nothing. `beside`: the training entries, for those
+    of an evaluation set.
 
-    Alpaca's layout becomes a prompt and a completion. Where the method does not take these, or an entry beside it has
-    `messages`, it becomes messages.
+    Alpaca's layout becomes a prompt and a completion. Where the method does not take these, or an entry of the list or
+    beside it has `messages`, it becomes messages.
     """
-    transforms = [compile_transform(entry) for entry in entries]
-    layouts = [entry.from_ == "alpaca" for entry in entries]
-    if not any(layouts):
-        return transforms
-    takes = DatasetType.PROMPT_COMPLETION in method.datasets or DatasetType.LANGUAGE_MODELING not in method.datasets
-    others = [pair for pair, alpaca in zip(zip(entries, transforms, strict=True), layouts, strict=True) if not alpaca]
-    if takes and not any("messages" in _first_columns(entry, transform, head) for entry, transform in others):
-        return transforms
-    return [compile_transform(entry, messages=True) for entry in entries]
+    messages = any(entry.from_ == ALPACA for entry in entries) and _wants_messages([*entries, *beside], method, head)
+    return [compile_transform(entry, messages=messages) for entry in entries]
 
 
-def _first_columns(entry: DataEntry, transform: RowTransform | None, head: ReadHead) -> frozenset[str]:
+def _wants_messages(entries: Sequence[DataEntry], method: Method, head: ReadHead) -> bool:
+    if DatasetType.LANGUAGE_MODELING not in method.datasets:
+        return False
+    if DatasetType.PROMPT_COMPLETION not in method.datasets:
+        return True
+    return any("messages" in _first_columns(entry, head) for entry in entries if entry.from_ != ALPACA)
+
+
+def _first_columns(entry: DataEntry, head: ReadHead) -> frozenset[str]:
     """The columns of the first row that comes through; none where that cannot be told."""
+    transform = compile_transform(entry)
     for row in head(entry) or ():
         try:
             changed = transform(row) if transform else row

@@ -62,7 +62,7 @@ def _hold_out(rows: Dataset, share: float | int, seed: int) -> tuple[Dataset, Da
 
 def _load_entries(recipe: Recipe, entries: Sequence[DataEntry], key: str) -> Dataset:
     method = METHODS[recipe.method]
-    transforms = compile_transforms(entries, method)
+    transforms = compile_transforms(entries, method, recipe.data.train)
     loaded = [
         _load_entry(entry, transform, f"{key}.{index}", recipe.seed)
         for index, (entry, transform) in enumerate(zip(entries, transforms, strict=True))

@@ -70,5 +70,6 @@ def test_a_wheel_takes_along_every_file() -> None:
     files = [path for name, _, names in os.walk(PACKAGE, followlinks=True) for path in map(Path(name).joinpath, names)]
     data = [path.relative_to(PACKAGE) for path in files if path.suffix not in (".py", ".pyc")]
     assert len(data) >= 19
-    suffixes = {pattern.removeprefix("**/*") for pattern in patterns}
+    suffixes = {pattern.removeprefix("**/*") for pattern in patterns if pattern.startswith("**")}
     assert {path.suffix for path in data} == suffixes
+    assert "recipes/**/*.py" in patterns, "functions that shipped recipes name are in no package"

@@ -29,7 +29,8 @@ TOP = sorted(FOLDER.glob("*.yaml"))
 PAIR = sorted((FOLDER / "pairs").rglob("*.yaml"))
 FAMILIES = ("qwen3", "llama3", "smollm", "gemma", "mistral")
 FAMILY = sorted(path for family in FAMILIES for path in (FOLDER / family).glob("*.yaml"))
-RECIPES = [*TOP, *PAIR, *FAMILY]
+DATA = sorted((FOLDER / "data").glob("*.yaml"))
+RECIPES = [*TOP, *PAIR, *DATA, *FAMILY]
 FORMS = ("full", "lora", "qlora")
 
 
@@ -65,7 +66,7 @@ def _tree(path: Path) -> Table:
 
 
 def test_number_of_recipes() -> None:
-    assert (len(TOP), len(PAIR), len(FAMILY), len(BASES)) == (18, 2, 43, 16)
+    assert (len(TOP), len(PAIR), len(DATA), len(FAMILY), len(BASES)) == (18, 2, 3, 43, 16)
     assert {*FOLDER.rglob("*.yaml")} == {*RECIPES, *BASES}, "a recipe in a folder that no test looks at"
 
 

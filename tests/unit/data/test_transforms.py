@@ -163,7 +163,7 @@ def test_alpaca_beside_messages_becomes_messages() -> None:
         return [{"messages": []}] if of.path == "chats.jsonl" else [row]
 
     def made(entries: list[DataEntry], method: str) -> Row | None:
-        transform = compile_transforms(entries, METHODS[method], head)[0]
+        transform = compile_transforms(entries, METHODS[method], head=head)[0]
         assert transform
         return transform(row)
 
