@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-import msgspec
-import xxhash
-
 from ptcli.data.model import OTHER_COLUMNS, Context, Hit, Kind, Profile, Row
 from ptcli.data.rules import leaves
+from ptcli.data.rules.digests import digest
 from ptcli.data.rules.facts import Facts, Plan, Seen, plan_of
 from ptcli.data.rules.labels import row_label, row_step_labels
 from ptcli.data.rules.registry import ROW_RULES, RowRule
@@ -19,8 +16,6 @@ from ptcli.data.rules.registry import ROW_RULES, RowRule
 MOST_COLUMN_SETS = 256
 MOST_COLUMNS = 1024
 _MOST_PLANS = 1024
-
-_encode = msgspec.json.Encoder(order="sorted").encode
 
 
 class Checker:
@@ -116,17 +111,6 @@ def kind_of(value: Any) -> Kind:
 
 
 _KINDS: dict[type, Kind] = {type(None): "null", str: "str", bool: "bool", int: "int", float: "float", dict: "dict"}
-
-
-def digest(values: list[Any]) -> int:
-    """xxh3_64 of values as JSON with sorted keys; of their names for Python where JSON cannot hold them."""
-    try:
-        return xxhash.xxh3_64_intdigest(_encode(values))
-    except Exception:  # lone surrogates, numbers beyond 64 bits, deep nesting
-        text = ""
-        with contextlib.suppress(RecursionError, ValueError):  # and numbers of thousands of digits
-            text = ascii(values)
-        return xxhash.xxh3_64_intdigest(text.encode())
 
 
 _LABELS = {"unpaired": row_label, "steps": row_step_labels}
