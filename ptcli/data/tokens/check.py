@@ -18,7 +18,13 @@ from ptcli.data.tokens.tally import TokenTally
 from ptcli.methods import Method
 
 _BATCH = 512
-"""Rows that are tokenised at once."""
+"""Rows that are rendered at once."""
+_BATCH_TEXT = 2_000_000
+"""Characters that are tokenised at once, about; tokens take a hundred times the memory of their text."""
+_LONGEST_TEXT = 65_536
+"""Characters of a text that are tokenised at least; what is beyond no length limit leaves anything of."""
+_TEXT_PER_TOKEN = 16
+"""Characters that are tokenised for each token of the longest sequence, many more than a token has."""
 _CHATS = ("prompt", "completion", "chosen", "rejected", "messages")
 _AWAY, _NOTHING = "completion-truncated-away", "zero-trained"
 
@@ -42,6 +48,7 @@ class TokenChecker:
         self._marks = _by_start([each for each in self.codec.special_tokens if not SUSPECT.fullmatch(each)])
         self._stops = self.limits.stops | ({self.codec.eos} if self.codec.eos is not None else set())
         self._counts_unknown = self.codec.unknown not in (None, self.codec.eos, self.codec.bos)
+        self._longest = max(_LONGEST_TEXT, _TEXT_PER_TOKEN * max(self.encoder.max_length or 0, self.limits.window or 0))
         self.tally = self._empty()
 
     def reset(self) -> TokenTally:
@@ -59,7 +66,7 @@ class TokenChecker:
     def encode(self, row: Row) -> Encoded | None:
         """One row as the trainer reads it; None when it cannot be read."""
         try:
-            draft = self.encoder.draft(row)
+            draft = self._shorten(self.encoder.draft(row))
             (tokens,) = self._tokenize([draft])
             return None if tokens is None else self.encoder.assemble(draft, tokens)
         except Exception:  # a row can be anything
@@ -84,8 +91,10 @@ class TokenChecker:
             self._judge(number, row, draft, tokens)
 
     def _draft(self, number: int, row: Row) -> Draft | None:
+        if self.limits.vision and (row.get("image") or row.get("images")):
+            return None  # tokens stand for images as only the processor knows
         try:
-            return self.encoder.draft(row)
+            return self._shorten(self.encoder.draft(row))
         except NoTemplate:
             self.tally.hit(Hit("missing-chat-template", "error", _NO_TEMPLATE, _NO_TEMPLATE_FIX), number)
         except TemplateFault as fault:
@@ -93,6 +102,12 @@ class TokenChecker:
         except Exception:  # a row can be anything; what it should be is said by the structure rules
             pass
         return None
+
+    def _shorten(self, draft: Draft) -> Draft:
+        if any(len(text) > self._longest for text in draft.texts):
+            draft.texts = [text[: self._longest] for text in draft.texts]
+            draft.shortened = True
+        return draft
 
     def _blame_template(self, number: int, row: Row, why: str) -> None:
         """A finding, unless the row is such that no template could render it."""
@@ -111,7 +126,7 @@ class TokenChecker:
         for special in (False, True):
             group = [index for index, draft in enumerate(drafts) if draft.texts and draft.special is special]
             texts = [text for index in group for text in drafts[index].texts]
-            tokens = iter(self._tokenize_texts(texts, special=special))
+            tokens = iter([each for part in _parts(texts) for each in self._tokenize_texts(part, special=special)])
             for index in group:
                 own = [next(tokens) for _ in drafts[index].texts]
                 found[index] = None if None in own else own
@@ -219,7 +234,7 @@ class TokenChecker:
         longest = max((sample.length for sample in samples if sample.cut), default=0)
         if longest:
             tally.cut_rows += 1
-            tally.hit(Hit("truncation", "warning", self._truncation(longest), _LENGTH_FIX), number)
+            tally.hit(Hit("truncation", "warning", self._truncation(longest, draft), _LENGTH_FIX), number)
         if encoded.dropped:
             self._judge_dropped(number, draft, encoded)
             return
@@ -228,14 +243,16 @@ class TokenChecker:
             tally.trained += trained
             if trained < self.encoder.few or not trained:
                 self._judge_few(number, sample, trained, draft)
-            self._judge_end(number, sample, row)
+            if not draft.shortened:
+                self._judge_end(number, sample, row)
         if len(samples) == 2 and longest and samples[0].ids == samples[1].ids:
             said = "chosen and rejected are the same within max_length: there is nothing to learn from"
             tally.hit(Hit("truncated-identical", "error", said, _LENGTH_FIX), number)
 
-    def _truncation(self, length: int) -> str:
+    def _truncation(self, length: int, draft: Draft) -> str:
+        more = "more than " if draft.shortened else ""
         loses = "its beginning" if self.encoder.cuts_start else "its end, and the token that ends it"
-        return f"a row of {length} tokens loses {loses} (max_length {self.context.argument('max_length')})"
+        return f"a row of {more}{length} tokens loses {loses} (max_length {self.context.argument('max_length')})"
 
     def _judge_dropped(self, number: int, draft: Draft, encoded: Encoded) -> None:
         """A row that the trainer leaves out, which is all that becomes of it."""
@@ -308,6 +325,17 @@ def _by_start(tokens: Sequence[str]) -> dict[str, list[str]]:
     for token in tokens:
         groups.setdefault(token[:2], []).append(token)
     return groups
+
+
+def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """The texts in runs that together are not too long."""
+    start = size = 0
+    for index, text in enumerate(texts):
+        if size + len(text) > _BATCH_TEXT and index > start:
+            yield texts[start:index]
+            start, size = index, 0
+        size += len(text)
+    yield texts[start:]
 
 
 def _renders(message: Any) -> bool:

@@ -64,6 +64,8 @@ class Draft:
 
     texts: list[str]
     """What is to be tokenised."""
+    shortened: bool = False
+    """Whether the texts are only the beginning of very long ones."""
     special: bool = False
     """Whether the tokenizer adds its special tokens (BOS and the like)."""
     chats: list[tuple[Chat, str]] = field(default_factory=list)

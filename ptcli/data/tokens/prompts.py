@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ptcli.data.model import Row
@@ -59,12 +59,19 @@ class OnlineDPO(_Prompt):
         if not is_chat(prompt):
             return Draft([text_of(prompt)], plain=[text_of(prompt)])
         chat = chat_of(prompt)
-        text = render_prompt(self, chat, template_arguments(row))
+        text = render_prompt(self, chat, self.arguments(row))
         return Draft([text], chats=[(chat, text)])
+
+    def arguments(self, row: Row) -> Mapping[str, Any]:
+        """What the template gets besides: nothing of the row but its prompt gets so far."""
+        return {}
 
 
 class XPO(OnlineDPO):
-    """As online DPO, with BOS before each prompt that lacks it (`tokenize_row`)."""
+    """As online DPO, but with the row's own template arguments, and BOS before each prompt that lacks it."""
+
+    def arguments(self, row: Row) -> Mapping[str, Any]:
+        return template_arguments(row)
 
     def assemble(self, draft: Draft, tokens: Sequence[Ids]) -> Encoded:
         ids, bos = tokens[0], self.codec.bos

@@ -189,10 +189,10 @@ class GKD(Encoder):
             prompt = self.codec.render(chat[:-1], prompts=True)
         text = self.codec.render(chat)
         texts = [text] if self.codec.byte_level else [text, text_of(prompt)]
-        return Draft(texts, chats=[(chat, text)], data=(text_of(prompt), text))
+        return Draft(texts, chats=[(chat, text)], data=text_of(prompt))
 
     def assemble(self, draft: Draft, tokens: Sequence[Any]) -> Encoded:
-        prompt, text = draft.data
+        prompt, text = draft.data, draft.texts[0]
         ids = tokens[0]
         start = self._boundary(prompt, text, ids) if self.codec.byte_level else len(tokens[1])
         hits = []

@@ -165,6 +165,8 @@ def summarize(tally: TokenTally, context: Context) -> list[str]:
     mean = tally.total / tally.sequences
     lines = [f"{what}: {tally.sequences:,}; tokens: mean {mean:,.0f}, longest {tally.longest:,}"]
     lines += _histogram(tally.lengths, tally.sequences)
+    if tally.skipped:
+        lines.append(f"rows that could not be tokenised: {_share(tally.skipped, tally.rows + tally.skipped)}")
     if tally.trains:
         lines.append(f"rows cut by max_length: {_share(tally.cut_rows, tally.rows)}")
         lines.append(f"rows left out by the trainer: {_share(tally.dropped, tally.rows)}")
