@@ -260,6 +260,7 @@ def _validate(request: DataRequest, depth: Depth, as_json: bool) -> None:
                 depth,
                 progress=lambda *read: view.show(f"reading {progress_text(*read)}"),
                 hide_torch=True,
+                tokenizer_needed=accepted.named_model,
             )
     except RequestError as error:
         raise RequestError([accepted.sources.locate(problem) for problem in error.problems]) from None

@@ -74,17 +74,22 @@ def check_recipe(path: Path, overrides: Sequence[str] = (), depth: Depth = Depth
 
 
 def check(
-    recipe: Recipe, depth: Depth = Depth(), *, progress: Progress | None = None, hide_torch: bool = False
+    recipe: Recipe,
+    depth: Depth = Depth(),
+    *,
+    progress: Progress | None = None,
+    hide_torch: bool = False,
+    tokenizer_needed: bool = False,
 ) -> Checked:
     """Check all splits of a recipe.
 
     `hide_torch`: import the tokenizers' library without torch, in a process that never uses torch: seconds faster.
 
     Raises:
-        RequestError: for a path that is not there.
+        RequestError: for a path that is not there, and with `tokenizer_needed` for a tokenizer that cannot be had.
     """
     prepared = {split: _prepare(recipe, entries, split) for split, entries in splits_of(recipe)}
-    tokenizer, notes = _tokenizer(recipe, hide_torch=hide_torch)
+    tokenizer, notes = _tokenizer(recipe, hide_torch=hide_torch, needed=tokenizer_needed)
     done = [_check_split(recipe, split, entries, depth, tokenizer, progress) for split, entries in prepared.items()]
     findings = [finding for each in done for finding in each.findings]
     findings += _across(done)
@@ -216,7 +221,7 @@ def _accepted(findings: Iterable[Finding], allowed: Sequence[str]) -> Iterator[F
 # --- the tokenizer ---------------------------------------------------------------------------------------------------
 
 
-def _tokenizer(recipe: Recipe, *, hide_torch: bool) -> tuple[Any, tuple[str, ...]]:
+def _tokenizer(recipe: Recipe, *, hide_torch: bool, needed: bool) -> tuple[Any, tuple[str, ...]]:
     """The recipe's tokenizer; None, with a note that says why, where there is none."""
     skipped = "the token rules were skipped"
     if recipe.model.path == NO_MODEL:
@@ -226,6 +231,8 @@ def _tokenizer(recipe: Recipe, *, hide_torch: bool) -> tuple[Any, tuple[str, ...
     try:
         return load_tokenizer(recipe, hide_torch=hide_torch), ()
     except PtcliError as error:
+        if needed:
+            raise RequestError(Problem(str(error), "name a model on this machine, or leave --model out")) from error
         return None, (f"{skipped}: {error}",)
 
 

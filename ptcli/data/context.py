@@ -13,8 +13,10 @@ from ptcli.recipe.catalogue import fields
 from ptcli.recipe.code import USE, NotFound, find_object, shipped_rewards
 from ptcli.recipe.local_models import read_model_config
 from ptcli.recipe.model import DataEntry, LaunchSpec, Recipe, RewardSpec
+from ptcli.recipe.tokenizers import tokenizer_folder
 from ptcli.train.config import training_arguments
 
+_PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 _PROMPTS = "prompts_per_generation_batch"
 _ALWAYS_PASSED = frozenset({"prompts", "completions", "completion_ids", "environments", "self"})
 """Parameters of a reward that never come from a column."""
@@ -106,5 +108,9 @@ def _world(launch: LaunchSpec) -> int:
 
 
 def _takes_images(recipe: Recipe) -> bool | None:
+    """By the model's config; a tokenizer that lies there without a processor is that of a text model, too."""
     config = read_model_config(recipe.model.path, recipe.model.revision)
-    return None if config is None else "vision_config" in config
+    if config is not None:
+        return "vision_config" in config
+    folder = tokenizer_folder(recipe.model)
+    return None if folder is None else any((folder / name).exists() for name in _PROCESSORS)

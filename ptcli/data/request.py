@@ -41,12 +41,14 @@ class AcceptedData:
 
     recipe: Recipe
     sources: SourceMap
+    named_model: bool = False
+    """True when a person named the model for its tokenizer, which then must be there."""
 
 
 def accept_data(request: DataRequest) -> AcceptedData:
     """The recipe that is asked for, or one around the file that is named. Raises RequestError with all problems."""
     if request.recipe is None:
-        return AcceptedData(_around_file(request), SourceMap())
+        return AcceptedData(_around_file(request), SourceMap(), named_model=request.model is not None)
     if request.data or request.method or request.model or request.max_length:
         fix = "override the recipe with KEY=VALUE, or leave the recipe out"
         raise RequestError(Problem("--data, --method, --model and --max-length stand in the place of a recipe", fix))

@@ -33,9 +33,12 @@ def check_data(entry: DataEntry, key: KeyPath) -> list[Problem]:
         if not files:
             return [Problem(f"no file matches {path}", "", key)]
         return _check_files(files, key) or _check_split(entry, key)
+    if os.path.lexists(path):
+        what = "is a link to what is not there" if os.path.islink(path) else "is neither a file nor a folder"
+        return [Problem(f"{path} {what}", "give a file or a folder of data", key)]
     if os.path.isabs(path):
         return [Problem(f"there is no file or folder {path}", near_sibling(Path(path)), key)]
-    return []
+    return [] if path.strip() else [Problem("the path of the data is empty", "name a file, a folder or a hub id", key)]
 
 
 def _check_files(files: list[Path], key: KeyPath) -> list[Problem]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from ptcli.errors import Problem, PtcliError, RequestError, WorkError
 from ptcli.methods import METHODS
+from ptcli.recipe.hub import why_unreachable
 from ptcli.recipe.local_models import find_base, is_local, local_folder, read_json, resolve_model_path
 from ptcli.recipe.model import ModelSpec, Recipe
 from ptcli.recipe.rendering import find_syntax_fault
@@ -145,7 +146,11 @@ def _source(spec: ModelSpec) -> tuple[str, str | None, Path | None]:
     folder = tokenizer_folder(spec)
     if folder is not None and any(os.path.exists(folder / name) for name in _VOCABULARIES):
         return str(folder), None, folder  # of a hub model what is cached, which needs no network
-    return *find_base(spec.path, spec.revision), folder
+    source, revision = find_base(spec.path, spec.revision)
+    why = "" if is_local(source) else why_unreachable()
+    if why:
+        raise WorkError(f"the tokenizer of {spec.path} is not on this machine, and {why}")
+    return source, revision, folder
 
 
 def _load(source: str, revision: str | None, spec: ModelSpec, *, generates: bool) -> Any:
