@@ -21,7 +21,8 @@ A row is plainly good, so that a faster reader need not put it before `Checker`,
 - A text prompt does not end with a space or tab, either it ends with white space or each answer begins with some, and
   no answer begins with the prompt.
 - Pairs: chosen and rejected differ in more than space around them. Without a `prompt` they share their first messages,
-  or a beginning of text that ends with white space, leaves both at least 5 characters and is at most 80 % of one.
+  or a beginning of text that is not blank, ends with white space, leaves both at least 5 characters and is at most
+  80 % of one.
 - Labels are `true` or `false`; beside prompt and completion, where the method has no labels, not `false`. Steps are as
   many as their labels, and at least one.
 """

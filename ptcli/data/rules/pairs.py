@@ -118,7 +118,7 @@ def implicit_prompt(seen: Seen) -> Iterator[Hit]:
     shared = common(chosen, rejected)
     if isinstance(chosen, str) and not chosen[:shared].strip():
         shared = 0  # TRL leaves a space to the answers
-    good = shared > 0 and (isinstance(chosen, list) or _well_cut(chosen, rejected, shared))
+    good = shared > 0 and (isinstance(chosen, list) or well_cut(chosen, rejected, shared))
     if good or equal(chosen, rejected):
         return
     if shared == 0:
@@ -129,10 +129,11 @@ def implicit_prompt(seen: Seen) -> Iterator[Hit]:
         yield from _shared_text(chosen, rejected, shared)
 
 
-def _well_cut(chosen: str, rejected: str, shared: int) -> bool:
+def well_cut(chosen: str, rejected: str, shared: int) -> bool:
     """Whether a shared beginning of text looks like a prompt."""
     shorter = min(len(chosen), len(rejected))
-    return chosen[shared - 1].isspace() and shorter - shared >= _FEW and shared <= _MOST * shorter
+    apart = chosen[shared - 1].isspace() and not chosen[:shared].isspace()
+    return apart and shorter - shared >= _FEW and shared <= _MOST * shorter
 
 
 def _shared_text(chosen: str, rejected: str, shared: int) -> Iterator[Hit]:

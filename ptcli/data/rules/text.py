@@ -68,10 +68,15 @@ def ends_with_token(text: str) -> bool:
     return text.rstrip().endswith(_ENDS)
 
 
+def has_word(text: str) -> bool:
+    """Whether a text has a letter or a digit."""
+    return _WORD.search(text) is not None
+
+
 def low_information(seen: Seen) -> Iterator[Hit]:
     """Answers of nothing but signs."""
     for column, text in _answers(seen):
-        if not _WORD.search(text) and text.strip():
+        if not has_word(text) and text.strip():
             detail = f"`{column}` has no letter and no digit: {clip(text.strip(), 20)!r}"
             yield Hit("low-information", "warning", detail, LEAVE_OUT, column)
 
@@ -96,11 +101,16 @@ def boundary(seen: Seen) -> Iterator[Hit]:
         yield Hit("boundary-whitespace", "warning", detail, "move the space to the beginning of the answer")
         return
     for _, text in seen.text_answers():
-        if text and (prompt[-1] in _PUNCTUATION or _spaced(prompt[-1])) and _spaced(text[0]):
+        if glued(prompt, text):
             joint = clip(prompt[-12:] + text[:8])
             detail = f"prompt and answer meet without a space ({joint!r})"
             yield Hit("boundary-whitespace", "warning", detail, "begin the answer with a space", "glued")
             return
+
+
+def glued(prompt: str, answer: str) -> bool:
+    """Whether a prompt and an answer meet without a space where their script puts one."""
+    return answer != "" and _spaced(answer[0]) and (prompt[-1] in _PUNCTUATION or _spaced(prompt[-1]))
 
 
 def _spaced(letter: str) -> bool:
