@@ -53,8 +53,8 @@ def check_data_entries(recipe: Recipe) -> Iterator[Problem]:
             place = (*key, index)
             problems = check_data(entry, (*place, "path"))
             yield from problems
-            if row_keys(entry):
-                yield from check_transforms(entry, place, None if problems else read_head(entry))
+            head = read_head(entry) if row_keys(entry) and not problems else None
+            yield from check_transforms(entry, place, head)
         yield from check_weights(entries, key)
     yield from check_allow(recipe.data.allow)
 

@@ -355,6 +355,93 @@ REFERENCES = [
     ),
 ]
 
+ROWS = "".join(f'{{"question": "{n}+1=", "answer": "{n + 1}"}}\n' for n in range(3))
+CODE = "async def a(row): ...\nclass B: ...\nC = 3\ndef none(): ...\ndef two(row, other): ...\ndef good(row): ...\n"
+
+
+def _entry(keys: str, rest: str = "") -> dict[str, str | bytes]:
+    data = f"data:\n  train:\n    - path: rows.jsonl\n{keys}{rest}"
+    recipe = "method: grpo\nmodel: {path: builtin:tiny}\nrewards: [{use: 'trl.rewards:accuracy_reward'}]\n" + data
+    return {"recipe.yaml": recipe, "rows.jsonl": ROWS, "own.py": CODE}
+
+
+TRANSFORMS = [
+    Broken("layout", _entry("      from: alpacca\n"), [error("7:7", "sharegpt, alpaca", "did you mean `alpaca`?")]),
+    Broken(
+        "layout that the rows do not have",
+        _entry("      from: sharegpt\n"),
+        [error("7:7", "no turns of from/value; the columns are question, answer")],
+    ),
+    Broken("layout, as others call it", _entry("      format: alpaca\n"), [error("7:7", "did you mean `from`?")]),
+    Broken(
+        "columns that are not there",
+        _entry("      rename: {questoin: prompt}\n      parse_json: [tools]\n      columns: [prompt]\n"),
+        [
+            error("7:16", "there is no column `questoin`", "did you mean `question`?"),
+            error("8:20", "there is no column `tools`", "the columns are question, answer"),
+            error("9:17", "there is no column `prompt`"),
+        ],
+    ),
+    Broken(
+        "two columns of one name",
+        _entry("      rename: {question: prompt, answer: prompt}\n"),
+        [error("7:34", "`question` and `answer` would both be called `prompt`")],
+    ),
+    Broken(
+        "role", _entry("      map_roles: {human: users}\n"), [error("7:19", "one of system, user", "`user`?")]
+    ),
+    Broken(
+        "place in a prompt",
+        _entry("      prompt:\n        - {role: user, content: '{question}, {answr}'}\n        - {role: usr, content: x}\n"),
+        [
+            error("8:24", "there is no column `answr`", "did you mean `answer`?"),
+            error("9:12", "one of system, user", "did you mean `user`?"),
+        ],
+    ),
+    Broken(
+        "place in a prompt, of a column",
+        _entry("      prompt: [{role: user, content: '{question}, {answr}'}]\n"),
+        [error("7:29", "there is no column `answr`", "did you mean `answer`?")],
+    ),
+    Broken(
+        "LaTeX in a prompt",
+        _entry("      prompt: '{question} \\frac{1}{2}'\n"),
+        [error("7:7", "there is no column `1`", "`{{1}}`"), error("7:7", "there is no column `2`", "`{{2}}`")],
+    ),
+    Broken("half a place", _entry("      prompt: '{question'\n"), [error("7:7", "a single `{`", "`{{`")]),
+    Broken("prompt without quotes", _entry("      prompt: {question}\n"), [error("7:7", "a list or text", "a mapping")]),
+    Broken("empty prompt", _entry("      prompt: []\n"), [error("7:7", "is empty")]),
+    Broken(
+        "functions",
+        _entry("      map: own.py:god\n      filter: own.py\n"),
+        [error("7:7", "has no `god`", "did you mean `good`?"), error("8:7", "does not name a function", "file.py:function")],
+    ),
+    Broken("function of a file that is not there", _entry("      map: mine.py:f\n"), [error("7:7", "there is no file")]),
+    *(
+        Broken(f"function: {text}", _entry(f"      filter: own.py:{name}\n"), [error("7:7", text)])
+        for name, text in (
+            ("a", "async"), ("B", "is not a function"), ("C", "is not a function"), ("none", "with a row alone"),
+            ("two", "with a row alone"),
+        )
+    ),
+    Broken("weight", _entry("      weight: 0\n"), [error("7:7", "must be more than 0")]),
+    Broken(
+        "weight of one entry alone",
+        _entry("      weight: 2\n", "    - path: rows.jsonl\n    - {path: rows.jsonl, weight: 1}\n"),
+        [error("8:7", "`data.train.1` has no `weight`", "every entry")],
+    ),
+    Broken(
+        "rule to allow",
+        _entry("", "  allow: [duplicate-row, null-value, nonsense]\n"),
+        [error("7:11", "no rule `duplicate-row`", "`duplicate-rows`?"), error("7:38", "no rule `nonsense`", "validate-data")],
+    ),
+    Broken(
+        "transforms of an evaluation set",
+        _entry("      rename: {question: prompt}\n", "  eval:\n    some: [{path: rows.jsonl, rename: {quest: prompt}}]\n"),
+        [error("9:40", "`data.eval.some.0.rename`", "no column `quest`")],
+    ),
+]  # fmt: skip
+
 SECRETS = [
     Broken("hub token", GOOD + "training: {hub_token: abc}\n", [error("4:12", "`training.hub_token`", "${oc.env:")]),
     Broken(
@@ -586,6 +673,7 @@ GROUPS = {
     "types": TYPES,
     "method": METHOD,
     "references": REFERENCES,
+    "transforms": TRANSFORMS,
     "secrets": SECRETS,
     "paths": PATHS,
     "bases": BASES,
