@@ -287,7 +287,7 @@ def _print_plan(plan: Plan, as_json: bool) -> None:
 
 def _run(accepted: Accepted, *, overwrite: bool, as_json: bool) -> None:
     """Run a plan to its end and leave with its exit code."""
-    from ptcli.run.datacheck import check_data
+    from ptcli.run.datacheck import check_data, tokenize_data
     from ptcli.run.panel import choose_view
     from ptcli.run.preflight import preflight
     from ptcli.run.report import finished_lines
@@ -301,6 +301,7 @@ def _run(accepted: Accepted, *, overwrite: bool, as_json: bool) -> None:
     rundir.check(overwrite=overwrite, smoke=plan.smoke)
     check_data(plan, accepted.sources, view=view)
     preflight(plan, accepted.sources, view=view)
+    tokenize_data(plan, view=view)
     with rundir.prepare(plan, overwrite=overwrite):
         status = supervise(plan, rundir, view=view)
     with _unread_output_forgiven():

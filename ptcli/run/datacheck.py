@@ -1,4 +1,7 @@
-"""The check of a run's data, in a child before server and trainer: what is wrong with them ends the run with 1."""
+"""A run's data before server and trainer: checked, and where that saves anybody a wait, tokenized; each in a child.
+
+What is wrong with the data ends the run with exit code 1.
+"""
 
 from __future__ import annotations
 
@@ -35,3 +38,22 @@ def check_data(plan: Plan, sources: SourceMap, *, view: View) -> None:
     if found["errors"]:
         view.close()
         raise WorkError("\n".join(["the data would train something else than is meant", *found["errors"], ACCEPT]))
+
+
+def tokenize_data(plan: Plan, *, view: View) -> None:
+    """Tokenize the rows once for all ranks, into the cache, where more than one would wait for another to do it.
+
+    Raises:
+        WorkError: for rows that TRL cannot prepare.
+        Interrupted: on a signal; nothing is left behind.
+    """
+    from ptcli.train.prepared import worth_preparing
+
+    if not worth_preparing(plan.recipe):
+        return
+    try:
+        error = run_check(plan, "ptcli.train.prepared", "tokenizing the data", view)["error"]
+    except ChildDied as death:
+        error = str(death)
+    if error:
+        raise WorkError(f"the data cannot be tokenized: {error}")
