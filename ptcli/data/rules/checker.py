@@ -87,15 +87,16 @@ class Checker:
         if self._label is not None and plan.form == self.facts.label_form:
             profile.labels.append(self._label(row, self.facts.traits.strict_labels))
             if self._neighbours:
-                self._neighbour(digest([row["completion"]]))
+                add_neighbour(profile, digest([row["completion"]]))
 
-    def _neighbour(self, completion: int) -> None:
-        profile = self.profile
-        if profile.ends is None:
-            profile.ends = (completion, completion)
-            return
-        profile.counts["same completion"] += profile.ends[1] == completion
-        profile.ends = (profile.ends[0], completion)
+
+def add_neighbour(profile: Profile, completion: int) -> None:
+    """Takes note of a completion, given by its digest, beside the one before it."""
+    if profile.ends is None:
+        profile.ends = (completion, completion)
+        return
+    profile.counts["same completion"] += profile.ends[1] == completion
+    profile.ends = (profile.ends[0], completion)
 
 
 def kind_of(value: Any) -> Kind:
