@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,3 +68,11 @@ def ptcli_process() -> Callable[..., Result]:
 def _no_gpu_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests mean the same on a machine with GPUs: they see none unless they say so."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What runs keep for the next run goes with the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PTCLI_CACHE", str(tmp_path_factory.mktemp("ptcli-cache")))
+        yield

@@ -134,6 +134,8 @@ def _text(row: Row, column: str, *, needed: bool = True) -> str:
     value = row.get(column)
     if value is None and not needed:
         return ""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)  # as a CSV file's reader has them
     if not isinstance(value, str):
         what = "is not text" if column in row else f"is missing; the columns are {', '.join(row)}"
         raise TransformError(f"`{column}` {what}", "from")

@@ -23,12 +23,16 @@ from ptcli.errors import PtcliError
 from ptcli.methods import METHODS, Method
 from ptcli.recipe.data_files import local_files
 from ptcli.recipe.loading import load_recipe
-from ptcli.recipe.model import Recipe
+from ptcli.recipe.model import DataEntry, Recipe
 from ptcli.train.cache import drop, find, key_of, make
 from ptcli.train.preparing import PREPARES, READS, READS_FOR_NEIGHBOURS, TRAIN, Sets
 
 LARGE = 64 * 2**20
-"""Bytes of training data from which on one trainer process is worth a process before it, too."""
+"""Bytes of training data beyond which one trainer process is worth a process before it, too."""
+SMALL = 2**20
+"""Bytes beyond which several are: of less, they wait for one another less than the process before them takes."""
+FEW = 1000
+"""Rows of an entry that are as little, whatever the size of its files."""
 
 KIND = "prepared"
 _PACKAGES = ("ptcli", "trl", "transformers", "tokenizers", "datasets")
@@ -41,12 +45,21 @@ _EVAL = "eval"
 def worth_preparing(recipe: Recipe) -> bool:
     """Whether to prepare before the launch: when several processes read the rows, or the rows are many.
 
-    Otherwise nobody waits for the one trainer process, which prepares while it starts. `recipe`: the resolved one.
+    Otherwise nobody waits for the one trainer process, which prepares while it starts, and of few rows nobody notices.
+    `recipe`: the resolved one.
     """
     if METHODS[recipe.method].trainer not in PREPARES:
         return False
-    size = sum(file.stat().st_size for entry in recipe.data.train for file in local_files(entry.path))
-    return _processes(recipe) > 1 or size > LARGE
+    size = sum(_bytes(entry) for entry in recipe.data.train)
+    return size > (SMALL if _processes(recipe) > 1 else LARGE)
+
+
+def _bytes(entry: DataEntry) -> int:
+    """Bytes of an entry's files; many, but not too many for one process, where they are on the hub."""
+    if entry.take is not None and entry.take <= FEW:
+        return 0
+    files = local_files(entry.path)
+    return sum(file.stat().st_size for file in files) if files else LARGE
 
 
 def _processes(recipe: Recipe) -> int:

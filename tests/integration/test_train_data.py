@@ -171,3 +171,171 @@ def test_too_few_rows_to_hold_any_out(tmp_path):
     path = str(write_jsonl(tmp_path / "rows.jsonl", ROWS[:2]))
     with pytest.raises(WorkError, match=r"data\.eval: 0\.1 of 2 rows"):
         load({"path": path}, evaluation=0.1)
+
+
+# --- transforms: what the data checks see is what is trained --------------------------------------------------------
+
+CODE = """
+def longer(row):
+    return {"length": len(row["question"]), "dates": ("2020-01-01", row["answer"])}
+
+def odd(row):
+    return int(row["answer"]) % 2
+"""
+QUESTIONS = [
+    {"question": f"{n}+1=", "answer": str(n + 1), "date": "2020-01-01", "extra": {"a": n} if n % 2 else {"b": "x"}}
+    for n in range(10)
+]
+TURNS = [
+    {"conversations": [{"from": "human", "value": f"{n}+1="}, {"from": "gpt", "value": str(n + 1)}]} for n in range(10)
+]
+ALPACA = [{"instruction": f"{n}+1=", "input": "", "output": str(n + 1)} for n in range(10)]
+TEXTS = [{"prompt": json.dumps([{"role": "human", "content": f"{n}+1="}]), "answer": str(n + 1)} for n in range(10)]
+PROMPT = [{"role": "system", "content": "Add."}, {"role": "user", "content": "{question} {extra}"}]
+TRANSFORMS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
+    "sharegpt": (TURNS, {"from": "sharegpt"}),
+    "alpaca": (ALPACA, {"from": "alpaca"}),
+    "rename": (QUESTIONS, {"rename": {"question": "prompt"}}),
+    "parse and roles": (TEXTS, {"parse_json": ["prompt"], "map_roles": {"human": "user"}}),
+    "prompt": (QUESTIONS, {"prompt": PROMPT}),
+    "map": (QUESTIONS, {"map": "own.py:longer", "prompt": "{question}"}),
+    "filter": (QUESTIONS, {"filter": "own.py:odd", "prompt": "{question}"}),
+    "columns": (QUESTIONS, {"rename": {"question": "prompt"}, "columns": ["prompt", "answer"]}),
+    "shuffled filter": (QUESTIONS, {"filter": "own.py:odd", "prompt": "{question}", "shuffle": 3, "take": 3}),
+    "slice": (QUESTIONS, {"split": "train[20%:-2]", "prompt": "{question}", "shuffle": True, "take": 4}),
+    "two slices": (QUESTIONS, {"split": "train[:2]+train[8:]", "prompt": "{question}"}),
+    "take": (QUESTIONS, {"filter": "own.py:odd", "prompt": "{question}", "take": 2}),
+    "nothing": (QUESTIONS, {"shuffle": True, "take": 7}),
+}
+
+
+def write_as(folder: Path, kind: str, rows: list[dict[str, Any]]) -> Path:
+    """The rows as a file that was written by something else than `datasets`."""
+    import pyarrow
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    path = folder / f"rows.{kind}"
+    if kind == "jsonl":
+        return write_jsonl(path, rows)
+    if kind == "json":
+        path.write_text(json.dumps(rows))
+    elif kind == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        flat = [{name: value for name, value in row.items() if isinstance(value, str)} for row in rows]
+        pyarrow.csv.write_csv(pyarrow.Table.from_pylist(flat), path)
+    return path
+
+
+def checked(given: Recipe) -> list[dict[str, Any]]:
+    """The rows that the data checks look at."""
+    from ptcli.data.check import _prepare
+    from ptcli.data.context import context_of
+    from ptcli.data.engine import examine
+
+    entries = _prepare(given, given.data.train, "train")
+    examined = examine(entries, context_of(given, "train", tokenizer=False), token_rows=10_000)
+    return [row for _, row in examined.token_sample]
+
+
+def told(rows: Any) -> list[str]:
+    """Rows whatever their order. What a row or an object lacks, Arrow has as null."""
+    return sorted(json.dumps(without_nulls(row), sort_keys=True) for row in rows)
+
+
+def without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: without_nulls(each) for name, each in value.items() if each is not None}
+    return [without_nulls(each) for each in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet", "csv"])
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_training_gets_the_rows_that_were_checked(name, kind, tmp_path):
+    rows, keys = TRANSFORMS[name]
+    if kind == "csv" and (rows is TURNS or name == "prompt"):
+        pytest.skip("CSV has no lists")
+    (tmp_path / "own.py").write_text(CODE)
+    keys = {key: str(tmp_path / value) if key in ("map", "filter") else value for key, value in keys.items()}
+    given = recipe({"path": str(write_as(tmp_path, kind, rows)), **keys})
+    trained = load_data(given)[0]
+    assert len(trained) > 0
+    assert told(trained) == told(checked(given))
+    assert told(load_data(given)[0]) == told(trained), "also from the cache"
+    assert trained[:] == load_data(given)[0][:]
+
+
+def test_shuffled_rows_are_in_the_order_of_datasets(tmp_path):
+    from ptcli.data.transforms import selection
+
+    path = str(write_jsonl(tmp_path / "rows.jsonl"))
+    rows = load({"path": path, "prompt": "{prompt}", "shuffle": 5, "take": 6})[0]
+    assert rows["prompt"][:] == [ROWS[index]["prompt"] for index in selection(10, 5, 6)]
+
+
+def test_texts_that_look_like_dates_stay_texts(tmp_path):
+    dates = [{"prompt": "When?", "answer": "2020-01-01", "at": "2020-01-01T10:00:00Z"}] * 3
+    rows = load({"path": str(write_jsonl(tmp_path / "rows.jsonl", dates))})[0]
+    assert list(rows) == dates
+
+
+def test_a_function_that_changed_is_run_again(tmp_path):
+    code, path = tmp_path / "own.py", str(write_jsonl(tmp_path / "rows.jsonl"))
+    code.write_text("def first(row):\n    return row['answer'] == '1'\n")
+    assert len(load({"path": path, "filter": f"{code}:first"})[0]) == 1
+    write_jsonl(tmp_path / "rows.jsonl", ROWS * 2)
+    assert len(load({"path": path, "filter": f"{code}:first"})[0]) == 2
+
+
+def test_rows_that_cannot_be_transformed_are_named(tmp_path):
+    path = str(write_jsonl(tmp_path / "rows.jsonl", [*ROWS, {"answer": "5"}]))
+    with pytest.raises(WorkError, match=r"data\.train\.0\.prompt: row 10: the row has nothing for `\{prompt\}`"):
+        load({"path": path, "prompt": "{prompt}"})
+    (tmp_path / "own.py").write_text("def none(row):\n    return False\n")
+    with pytest.raises(WorkError, match=r"data\.train\.0: no row of .* comes through `filter`"):
+        load({"path": path, "filter": f"{tmp_path}/own.py:none"})
+
+
+# --- mixtures ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_mixture_by_weight(tmp_path):
+    first = write_jsonl(tmp_path / "a.jsonl", [{"prompt": f"a{n}", "answer": "1"} for n in range(40)])
+    second = write_jsonl(tmp_path / "b.jsonl", [{"prompt": f"b{n}", "answer": "2"} for n in range(10)])
+    entries = ({"path": str(first), "weight": 3}, {"path": str(second), "weight": 1.0})
+    rows = load(*entries)[0]["prompt"][:]
+    assert rows == load(*entries)[0]["prompt"][:]
+    assert {f"a{n}" for n in range(40)} | {f"b{n}" for n in range(10)} == set(rows)
+    share = sum(row.startswith("a") for row in rows) / len(rows)
+    assert 0.6 < share < 0.9
+    assert rows[:40] != sorted(rows)[:40]
+
+
+def test_a_mixture_of_layouts(tmp_path):
+    def mixed(method: str = "sft", **training: Any) -> Recipe:
+        tools = [{"messages": [{"role": "user", "content": "x", "name": "z"}], "tools": [{"a": 1}], "source": "p"}]
+        paths = [
+            write_as(tmp_path, kind, rows) for kind, rows in (("json", ALPACA), ("jsonl", TURNS), ("parquet", tools))
+        ]
+        entries = [{"path": str(paths[0]), "from": "alpaca"}, {"path": str(paths[1]), "from": "sharegpt"}]
+        data = {"train": [*entries, {"path": str(paths[2])}], "eval": {"tasks": entries[:1]}}
+        given = recipe(*entries).model_dump() | {"method": method, "data": data}
+        return Recipe.model_validate(given)
+
+    train, evaluation = load_data(mixed())
+    assert set(train.column_names) == {"messages", "tools"}
+    assert len(train) == 21
+    assert train[0]["messages"] == [{"role": "user", "content": "0+1="}, {"role": "assistant", "content": "1"}]
+    assert train[20]["messages"] == [{"role": "user", "content": "x", "name": "z"}]
+    assert evaluation["tasks"].column_names == ["messages"]
+
+
+def test_rewards_may_read_what_only_some_entries_have(tmp_path):
+    first = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "x", "answer": "1"}])
+    second = write_jsonl(tmp_path / "b.jsonl", [{"prompt": "y", "solution": 1}])
+    rows = load({"path": str(first)}, {"path": str(second)})[0]
+    assert [dict(row) for row in rows] == [
+        {"prompt": "x", "answer": "1", "solution": None},
+        {"prompt": "y", "answer": None, "solution": 1},
+    ]
