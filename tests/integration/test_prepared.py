@@ -66,8 +66,16 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+USUAL = ("sft", "sft packed", "dpo", "kto", "reward", "cpo", "bco", "prm")
+"""Those that every run of the tests tries; the others are in tests/long."""
+
+
+@pytest.mark.parametrize("case", USUAL)
 def test_the_same_as_the_trainer_makes(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    the_same_as_the_trainer_makes(case, tmp_path, monkeypatch)
+
+
+def the_same_as_the_trainer_makes(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ptcli.train.build import build_trainer
     from ptcli.train.prepared import prepare
 
