@@ -14,6 +14,9 @@ from tests.integration.test_prepared import (
 )
 
 
+pytestmark = pytest.mark.long
+
+
 @pytest.mark.parametrize("case", [case for case in CASES if case not in USUAL])
 def test_the_same_as_the_trainer_makes(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     the_same_as_the_trainer_makes(case, tmp_path, monkeypatch)
