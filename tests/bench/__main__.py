@@ -1,7 +1,8 @@
 """`make bench`: what ptcli costs, as ratios against the plain tools, in interleaved rounds of one run.
 
 Prints the median of the paired ratios and the limit it must keep; exits 1 when one is broken. With words as arguments,
-only the comparisons that have one of them in their name; $BENCH_ROUNDS sets the rounds.
+only the comparisons that have one of them in their name; $BENCH_ROUNDS sets the rounds. The data checks have claims of
+their own (`data.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.bench.data import check_claims
 
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
@@ -92,6 +95,7 @@ def main() -> int:
         verdict = "ok" if kept else "BROKEN"
         figures = f"{ours:8.4f} s / {theirs:8.4f} s = {ratio:5.3f}"
         print(f"{comparison.name:32} {figures}  (limit {comparison.limit})  {verdict}", flush=True)
+    broken += check_claims(wanted)
     return 1 if broken else 0
 
 
