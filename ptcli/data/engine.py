@@ -6,20 +6,20 @@ token rules. Workers are forks, so transforms and rules need not be picklable; w
 
 from __future__ import annotations
 
-import math
 import os
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import accumulate, islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
-from ptcli.data.looking import Job, Look, PreparedEntry, Seen, Wanted, rows_of
-from ptcli.data.model import Context, Profile, Row
-from ptcli.data.read.blocks import Block, cut, read_lines
+from ptcli.data.choosing import Chosen, all_jobs, sampled_jobs
+from ptcli.data.looking import Given, Job, Look, PreparedEntry, Seen, rows_of
+from ptcli.data.model import Context, Hit, Profile, Row
+from ptcli.data.read.blocks import SIZE, Block, bytes_of, cut, read_lines
 from ptcli.data.read.sources import DataFile
 from ptcli.data.rules import merge
-from ptcli.data.transforms import selection
 from ptcli.data.workers import in_order
 
 if TYPE_CHECKING:
@@ -29,14 +29,31 @@ __all__ = ["Examined", "PreparedEntry", "examine", "first_row"]
 
 _SMALL = 8 << 20
 """Bytes of data for which starting workers takes longer than reading."""
+_LARGE = 4 * SIZE
+"""Bytes of a block, which has a very long line then, that is looked at with no other one beside it."""
+_MOST_WORKERS = 16
+"""With more of them memory grows, and the parent is what takes the time."""
 LONGEST = 64
 """The longest rows, which the token rules always see."""
-_SPREAD = 64
-"""Places of a file that a sample comes from."""
-_SAMPLE_BYTES = 1 << 18
-"""Bytes of a block of a sample."""
+_MOST_BYTES = 16 << 20
+"""Bytes of the rows kept for the token rules, of the longest and of the others each."""
 
 Progress = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the rows from `first` on are."""
+
+    first: int
+    entry: int
+    file: DataFile
+    start: int
+    stop: int
+    file_first: int
+    """The number of the first row of the file."""
+    is_text: bool
+    """Whether its lines are bytes `start` to `stop` of the file; if not, `start` is the number of the first line."""
 
 
 @dataclass
@@ -50,29 +67,62 @@ class Examined:
     token_sample: list[tuple[int, Row]] = field(default_factory=list)
     token_tally: Any = None
     bytes_read: int = 0
-    places: list[tuple[int, Block]] = field(default_factory=list)
-    """The first row number of each block."""
+    numbered: bool = True
+    """Whether row numbers are exact."""
+    places: list[Place] = field(default_factory=list)
+    """One for each block, in order."""
+    _line_ends: dict[str, dict[int, int]] = field(default_factory=dict)
+    """File -> first byte of a block -> lines that begin before it, counted when they are asked for."""
 
     def place(self, number: int) -> str:
         """Where a row is: `rows.jsonl:17` (lines from 1), or `rows.parquet, row 16` (from 0 in its file)."""
-        at = bisect_right(self.places, number, key=lambda place: place[0]) - 1
+        at = bisect_right(self.places, number, key=lambda place: place.first) - 1
         if at < 0:
             return f"row {number}"
-        first, block = self.places[at]
-        name = os.path.basename(block.file.path)
-        if self.estimated:
+        place = self.places[at]
+        name = os.path.basename(place.file.path)
+        if not self.numbered:
             return f"{name}, about row {number}"
-        if block.file.format == "lines":
-            return f"{name}:{self._line(at, number - first)}"
-        return f"{name}, row {number - next(place[0] for place in self.places if place[1].file == block.file)}"
+        if place.file.format == "lines":
+            return f"{name}:{self._line(place, number - place.first)}"
+        return f"{name}, row {number - place.file_first}"
 
-    def _line(self, at: int, row: int) -> int:
-        """The line, from 1, of a row that is the `row`th of a block."""
-        block = self.places[at][1]
-        earlier = [each for _, each in self.places[:at] if each.file == block.file]
-        before = sum(read_lines(each).count(b"\n") + (each.lines is not None) for each in earlier)
-        lines = (number for number, line in enumerate(read_lines(block).split(b"\n"), 1) if line and not line.isspace())
-        return before + next(islice(lines, row, None), 1)
+    def _line(self, place: Place, row: int) -> int:
+        """The line, from 1, of a row that is the `row`th of its block."""
+        before = self._ends_before(place) if place.is_text else place.start
+        lines = enumerate(_lines_of(place), before + 1)
+        there = (number for number, line in lines if line and not line.isspace())
+        return next(islice(there, row, None), before + 1)
+
+    def _ends_before(self, place: Place) -> int:
+        """The number, from 0, of the first line that begins in a block of a plain file."""
+        known = self._line_ends.setdefault(place.file.path, {0: 0})
+        if place.start not in known:
+            last = max(start for start in known if start < place.start)
+            known[place.start] = known[last] + _count_ends(place.file.path, last, place.start)
+        return known[place.start]
+
+
+def _count_ends(path: str, start: int, stop: int) -> int:
+    """Lines that begin in these bytes of a file; lines before `stop`, less those before `start`."""
+    count = 0
+    with suppress(OSError), open(path, "rb") as file:
+        file.seek(max(start - 1, 0))
+        while (at := file.tell()) < stop - 1 and (data := file.read(min(1 << 20, stop - 1 - at))):
+            count += data.count(b"\n")
+    return count + (start == 0)
+
+
+def _lines_of(place: Place) -> list[bytes]:
+    """The lines of a block, read again; none where the file is gone."""
+    if place.is_text:
+        blocks: Iterator[Block] = iter([Block(place.file, place.start, place.stop)])
+    else:
+        blocks = (block for block in cut(place.file) if block.lines is not None and block.begins_line == place.start)
+    try:
+        return next((read_lines(block).split(b"\n") for block in blocks), [])
+    except OSError:
+        return []
 
 
 def examine(
@@ -96,93 +146,43 @@ def examine(
     """
     size = sum(entry.source.size for entry in entries)
     look = Look(entries, context, tokens if full else None)
-    jobs = _sampled(entries, sample) if sample else _all(entries, look, token_rows / max(size, 1), workers)
-    examined = Examined(Profile(), 0, estimated=sample is not None)
-    together = _Together(examined, token_rows)
-    for job, seen in in_order(look, jobs, _workers(workers, size)):
+    processes = _workers(workers, size)
+    chosen = Chosen(look, processes)
+    jobs = sampled_jobs(chosen, sample) if sample else all_jobs(chosen, token_rows / max(size, 1))
+    together = _Together(Examined(Profile(), 0, estimated=sample is not None), chosen, token_rows)
+    for job, seen in in_order(look, jobs, 0 if sample and sample <= _FEW else processes, _is_large):
         together.add(job, seen)
         if progress:
-            progress(examined.bytes_read, None if sample else size)
-    together.finish(size, sample)
-    return examined
+            progress(together.examined.bytes_read, None if sample else size)
+    return together.finish()
 
 
 def first_row(entries: Sequence[PreparedEntry]) -> Row | None:
     """The first row that training gets of the first entry that has one, in the order of the file."""
     look = Look(entries, None, None)
     for index, entry in enumerate(entries):
-        for file in entry.source.files:
-            for block in cut(file):
-                row = next((row for _, row, _ in rows_of(look, Job(index, block)) if row is not None), None)
-                if row is not None:
-                    return row
+        for block in chain.from_iterable(map(cut, entry.source.files)):
+            row = next((row for _, row, _ in rows_of(look, Job(index, block)) if row is not None), None)
+            if row is not None:
+                return row
     return None
+
+
+_FEW = 2000
+"""Rows of a sample for which no workers are started."""
 
 
 def _workers(asked: int | None, size: int) -> int:
     """Processes to start; 0 for data that are read before workers have started."""
-    available = asked or len(os.sched_getaffinity(0))
+    available = min(asked or len(os.sched_getaffinity(0)), _MOST_WORKERS)
     return available if size > _SMALL and available > 1 else 0
 
 
-# --- what to look at -------------------------------------------------------------------------------------------------
-
-
-def _all(entries: Sequence[PreparedEntry], look: Look, share: float, workers: int | None) -> Iterator[Job]:
-    """Every block. Of entries that keep only some rows, these are found first."""
-    for index, entry in enumerate(entries):
-        blocks = (block for file in entry.source.files for block in cut(file))
-        if entry.source.whole and entry.take is None:
-            yield from (Job(index, block, wanted=_wanted(block, share)) for block in blocks)
-        else:
-            yield from _kept(index, entry, look, share, workers)
-
-
-def _wanted(block: Block, share: float) -> Wanted:
-    """How many rows of a block the token rules get, of `share` rows a byte."""
-    size = len(block.lines) if block.lines is not None else block.size
-    return Wanted(max(1, math.ceil(share * size)))
-
-
-def _kept(index: int, entry: PreparedEntry, look: Look, share: float, workers: int | None) -> Iterator[Job]:
-    """The blocks with the rows of each that `split`, `shuffle` and `take` leave, which takes a look at all before."""
-    jobs = [Job(index, block, counts=True) for file in entry.source.files for block in cut(file)]
-    seen = [seen for _, seen in in_order(look, iter(jobs), _workers(workers, entry.source.size))]
-    starts = list(accumulate((each.raw for each in seen), initial=0))
-    there = [start + row for start, each in zip(starts, seen, strict=False) for row in each.numbers]
-    passed = set(there)
-    rows = [row for part in entry.source.slices for row in part.of(starts[-1]) if row in passed]
-    kept = sorted(rows[position] for position in selection(len(rows), entry.shuffle, entry.take))
-    for job, start, stop in zip(jobs, starts, starts[1:], strict=False):
-        own = kept[bisect_left(kept, start) : bisect_left(kept, stop)]
-        keep = frozenset(row - start for row in own)
-        yield Job(index, job.block, keep=keep, wanted=_wanted(job.block, share))
-
-
-def _sampled(entries: Sequence[PreparedEntry], sample: int) -> Iterator[Job]:
-    """Blocks from all over the files, with the rows of each that are wanted."""
-    files = [(index, file) for index, entry in enumerate(entries) for file in entry.source.files]
-    size = sum(file.size for _, file in files)
-    for index, file in files:
-        rows = max(1, round(sample * file.size / max(size, 1)))
-        blocks = list(_spread(file, min(rows, _SPREAD)))
-        each = -(-rows // max(len(blocks), 1))
-        yield from (Job(index, block, most=each, wanted=Wanted(each)) for block in blocks)
-
-
-def _spread(file: DataFile, count: int) -> Iterator[Block]:
-    if file.format == "lines" and not file.compression:
-        if file.size <= count * _SAMPLE_BYTES:
-            count = max(1, file.size // _SAMPLE_BYTES)
-        for number in range(count):
-            start = number * file.size // count
-            stop = min(start + _SAMPLE_BYTES, file.size) if count > 1 else file.size
-            yield Block(file, start, stop, size=stop - start)
-        return
-    # What cannot be entered in the middle gives its beginning.
-    blocks = list(cut(file)) if file.format == "Parquet" else list(islice(cut(file), 1))
-    step = max(1, len(blocks) // count)
-    yield from blocks[::step][:count]
+def _is_large(job: Job) -> bool:
+    try:
+        return bytes_of(job.block) > _LARGE
+    except OSError:
+        return False
 
 
 # --- putting together ------------------------------------------------------------------------------------------------
@@ -191,41 +191,89 @@ def _spread(file: DataFile, count: int) -> Iterator[Block]:
 class _Together:
     """What the workers saw, in order."""
 
-    def __init__(self, examined: Examined, token_rows: int):
+    def __init__(self, examined: Examined, chosen: Chosen, token_rows: int):
         self.examined = examined
+        self.chosen = chosen
         self.most = token_rows
-        self.raw = 0
-        self.read = 0
-        self.sample: list[tuple[int, Row]] = []
-        self.longest: list[tuple[int, int, Row]] = []
+        self.next = 0
+        self.sample: list[Given] = []
+        self.longest: list[Given] = []
+        self.file: tuple[DataFile, int] | None = None
+        self.file_first = 0
 
     def add(self, job: Job, seen: Seen) -> None:
         examined = self.examined
-        merge(examined.profile, seen.profile, self.raw)
-        examined.places.append((self.raw, job.block))
-        self.sample += [(number + self.raw, row) for number, row in seen.sample]
-        longest = [*self.longest, *((size, number + self.raw, row) for size, number, row in seen.longest)]
-        self.longest = sorted(longest, key=lambda each: (-each[0], each[1]))[:LONGEST]
+        first = max(self.next, self.chosen.number_of(job))
+        merge(examined.profile, seen.profile, first)
+        self._note_place(job.block, job.entry, first, seen)
+        self.sample += [(size, number + first, row) for size, number, row in seen.sample]
+        self.longest += [(size, number + first, row) for size, number, row in seen.longest]
+        if len(self.sample) > 4 * self.most or len(self.longest) > 4 * LONGEST:
+            self._drop_some()
         if seen.tally is not None:
-            self._merge_tokens(seen.tally)
-        self.raw += seen.raw
-        self.read += seen.bytes
+            self._merge_tokens(seen.tally, first)
+        self.next = first + seen.raw
         examined.bytes_read += job.block.size
+        self.chosen.saw(job, seen)
 
-    def _merge_tokens(self, tally: Any) -> None:
+    def _note_place(self, block: Block, entry: int, first: int, seen: Seen) -> None:
+        is_text = block.lines is None
+        start = block.start if is_text else block.begins_line
+        if (block.file, entry) != self.file:
+            self.file, self.file_first = (block.file, entry), first
+            if block.file.format == "array" and seen.profile.rows:
+                self.examined.profile.hit(_array(block.file), first)
+        self.examined.places.append(Place(first, entry, block.file, start, block.stop, self.file_first, is_text))
+
+    def _drop_some(self) -> None:
+        self.longest = sorted(self.longest, key=lambda given: (-given[0], given[1]))[:LONGEST]
+        self.longest = list(_within(self.longest))
+        step = -(-len(self.sample) // self.most) if self.most else 1
+        self.sample = self.sample[::step] if step > 1 else self.sample
+        while sum(size for size, _, _ in self.sample) > _MOST_BYTES and len(self.sample) > 1:
+            self.sample = self.sample[::2]
+
+    def _merge_tokens(self, tally: Any, first: int) -> None:
         from ptcli.data.tokens import merge as merge_tallies
 
         if self.examined.token_tally is None:
             self.examined.token_tally = tally
         else:
-            merge_tallies(self.examined.token_tally, tally, self.raw)
+            merge_tallies(self.examined.token_tally, tally, first)
 
-    def finish(self, size: int, sample: int | None) -> None:
+    def finish(self) -> Examined:
         examined = self.examined
-        examined.rows = examined.profile.rows
-        if sample and self.read:
-            examined.rows = max(examined.rows, round(examined.profile.rows * size / self.read))
-        step = max(1, len(self.sample) // self.most)
-        rows = dict(self.sample[::step])
-        rows |= {number: row for _, number, row in self.longest}
+        examined.rows = self.chosen.total(examined.profile.rows) if examined.estimated else examined.profile.rows
+        examined.numbered = not examined.estimated or all(known.exact is not None for known in self.chosen.known)
+        self.sample = _evenly(self.sample, self.most)
+        self._drop_some()
+        rows = {number: row for _, number, row in (*self.sample, *self.longest)}
         examined.token_sample = sorted(rows.items(), key=lambda each: each[0])
+        for file in {file.path: file for entry in self.chosen.entries for file in entry.source.files}.values():
+            if file.has_changed():
+                examined.profile.hit(_changed(file), 0)
+        return examined
+
+
+def _evenly(rows: list[Given], most: int) -> list[Given]:
+    """So many rows, at even distances."""
+    return [rows[at * len(rows) // most] for at in range(most)] if len(rows) > most else rows
+
+
+def _within(rows: Sequence[Given]) -> Iterator[Given]:
+    """The rows that come to no more than _MOST_BYTES, the first ones first."""
+    held = 0
+    for size, number, row in rows:
+        if held + size <= _MOST_BYTES:
+            held += size
+            yield size, number, row
+
+
+def _array(file: DataFile) -> Hit:
+    message = f"{os.path.basename(file.path)} is one JSON array, not a row a line"
+    return Hit("json-array-file", "warning", message, f"to have lines: jq -c '.[]' {os.path.basename(file.path)}")
+
+
+def _changed(file: DataFile) -> Hit:
+    message = f"{os.path.basename(file.path)} changed while it was read"
+    return Hit("unreadable-file", "error", message, "check it again when it is whole", variant="changed")

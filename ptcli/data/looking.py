@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import heapq
 import os
+import pickle
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from ptcli.data.fast import Schemas, look
 from ptcli.data.model import Context, Hit, Profile, Row
-from ptcli.data.read.blocks import Block, read_lines, read_rows
+from ptcli.data.read.blocks import TEXT, Block, bytes_of, cut, lines_from, read_lines, read_rows, split_lines
 from ptcli.data.read.sources import Source
-from ptcli.data.read.text import Bad, decode_line
+from ptcli.data.read.tables import count_rows
+from ptcli.data.read.text import LONGEST, TOO_LONG, Bad, decode_line
 from ptcli.data.rules import Checker
+from ptcli.data.rules.facts import Facts
 from ptcli.data.transforms import TransformError
 
 if TYPE_CHECKING:
@@ -23,11 +27,17 @@ if TYPE_CHECKING:
 
 _LONGEST = 16
 """The longest rows of one block that are given back."""
+_MOST_GIVEN = 4 << 20
+"""Bytes of a row beyond which it is not given back: sending it would cost several times its size."""
 _MOST_FAULTS = 10_000
-"""Rows of one block that cannot be read, after which the rest of it is not looked at."""
+"""Rows of one block that cannot be read, after which the rest of it is only counted."""
 _TOKEN_BATCH = 512
 
 Transform = Callable[[Row], Row | None]
+Sized = tuple[Row | Bad, int]
+"""A row, or what is none, and its bytes."""
+Given = tuple[int, int, Row]
+"""Bytes, number and row of what is given back for the token rules."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +51,10 @@ class PreparedEntry:
     take: int | None = None
     key: str = "data.train.0"
 
-
-@dataclass(frozen=True)
-class Wanted:
-    """Rows that the token rules get of a block."""
-
-    rows: int = 0
+    @property
+    def keeps_all(self) -> bool:
+        """Whether neither `split` nor `take` leaves rows out."""
+        return self.source.whole and self.take is None
 
 
 @dataclass(frozen=True)
@@ -57,11 +65,16 @@ class Job:
     block: Block
     counts: bool = False
     """Only say which rows there are."""
-    keep: frozenset[int] | None = None
-    """The rows of the block that are kept; None for all."""
+    keep: bytes | None = None
+    """How often each row of the block is kept; None for once."""
     most: int | None = None
     """Rows to look at."""
-    wanted: Wanted = Wanted()
+    onwards: bool = False
+    """Go on with the blocks that follow in the file, until there are `most` rows."""
+    wanted: int = 0
+    """Rows that the token rules get of the block, besides its longest."""
+    first: int | None = None
+    """The number of its first row among all, where that is known."""
 
 
 @dataclass
@@ -71,14 +84,15 @@ class Seen:
     profile: Profile = field(default_factory=Profile)
     raw: int = 0
     """Rows of the block, whether kept or not."""
-    numbers: Sequence[int] = ()
-    """Of a job that counts: the rows that come through the transform."""
-    sample: list[tuple[int, Row]] = field(default_factory=list)
-    longest: list[tuple[int, int, Row]] = field(default_factory=list)
-    """(size in bytes, number, row)."""
+    passed: bytes = b""
+    """Of a job that counts: for each row 1 where it comes through the transform, else 0."""
+    sample: list[Given] = field(default_factory=list)
+    longest: list[Given] = field(default_factory=list)
     tally: Any = None
     bytes: int = 0
     """Bytes of the rows that were looked at."""
+    consumed: float = 0
+    """Bytes on the disk that these rows stand for."""
 
 
 class Look:
@@ -86,15 +100,23 @@ class Look:
 
     def __init__(self, entries: Sequence[PreparedEntry], context: Context | None, tokens: TokenChecker | None):
         self.entries, self.context, self.tokens = entries, context, tokens
+        self.schemas = Schemas(Facts(context)) if context is not None else None
 
     def __call__(self, job: Job) -> Seen:
         if job.counts:
-            rows = list(rows_of(self, job))
-            return Seen(raw=len(rows), numbers=[number for number, row, _ in rows if row is not None])
+            return self._count(job)
         assert self.context is not None
         seen, checker = Seen(), Checker(self.context)
         seen.profile = checker.profile
-        reservoir = _Reservoir(job.wanted.rows, job.block.start)
+        if self.tokens is None and self._is_as_written(job):
+            self._look_at_lines(job, seen, checker)
+        else:
+            self._look_at_rows(job, seen, checker)
+        seen.consumed = seen.consumed or job.block.size
+        return seen
+
+    def _look_at_rows(self, job: Job, seen: Seen, checker: Checker) -> None:
+        reservoir = _Reservoir(job.wanted, job.block.start)
         batch: list[tuple[int, Row]] = []
         for number, row, size in rows_of(self, job, seen):
             if row is None:
@@ -104,11 +126,51 @@ class Look:
                 batch = self._tokenize(batch, number, row)
             else:
                 reservoir.add(number, row, size)
-        seen.sample, seen.longest = reservoir.rows, reservoir.longest
+        seen.sample, seen.longest = list(_given(reservoir.rows)), list(_given(reservoir.longest))
         if self.tokens is not None:
             self.tokens.add(batch)
             seen.tally = self.tokens.reset()
-        return seen
+
+    def _is_as_written(self, job: Job) -> bool:
+        """Whether every row of a block is looked at, each as a line has it."""
+        lines = job.block.file.format in TEXT and not job.block.fault
+        return lines and job.keep is None and job.most is None and self.entries[job.entry].transform is None
+
+    def _look_at_lines(self, job: Job, seen: Seen, checker: Checker) -> None:
+        """The same for lines, most of which need not become rows."""
+        data = _lines_or_fault(job.block)
+        if isinstance(data, Bad):
+            seen.profile.hit(_unreadable(job.block, data), 0)
+            return
+        lines = list(split_lines(data))
+        unreadable: set[int] = set()
+
+        def slow(number: int) -> Row | None:
+            row = decode_line(lines[number]) if len(unreadable) < _MOST_FAULTS else None
+            if isinstance(row, Bad):
+                seen.profile.hit(_unreadable(job.block, row), number)
+                unreadable.add(number)
+            elif row is not None:
+                checker.row(row, number)
+                return row
+            return None
+
+        assert self.schemas is not None
+        look(lines, data, checker, self.schemas, slow)
+        seen.raw, seen.bytes = len(lines), len(data)
+        there = [number for number in range(len(lines)) if number not in unreadable]
+        some = random.Random(job.block.start).sample(there, min(job.wanted, len(there)))
+        seen.sample = list(_given(_decoded(lines, some)))
+        longest = heapq.nlargest(_LONGEST, there, key=lambda number: len(lines[number]))
+        seen.longest = list(_given(_decoded(lines, longest)))
+
+    def _count(self, job: Job) -> Seen:
+        """Which rows there are, of a block whose rows are all read before any is chosen."""
+        if self.entries[job.entry].transform is None and not job.block.fault:
+            rows = _count_as_written(job.block)
+            return Seen(raw=rows, passed=b"\1" * rows)
+        passed = bytes(row is not None for _, row, _ in rows_of(self, job))
+        return Seen(raw=len(passed), passed=passed)
 
     def _tokenize(self, batch: list[tuple[int, Row]], number: int, row: Row) -> list[tuple[int, Row]]:
         batch.append((number, row))
@@ -125,37 +187,84 @@ def rows_of(look: Look, job: Job, seen: Seen | None = None) -> Iterator[tuple[in
     transform = look.entries[job.entry].transform
     seen = seen if seen is not None else Seen()
     faults = kept = 0
-    for number, (row, size) in enumerate(_sized(job.block)):
-        seen.raw, seen.bytes = number + 1, seen.bytes + size
-        if isinstance(row, Bad):
-            faults += 1
-            seen.profile.hit(_unreadable(job.block, row), number)
-            if faults >= _MOST_FAULTS:
-                return
-            yield number, None, size
-            continue
-        if job.keep is not None and number not in job.keep:
-            yield number, None, size
-            continue
-        changed = _through(transform, row, number, seen) if transform else row
-        yield number, changed, size
-        kept += changed is not None
+    for number, (row, size) in enumerate(_sized(job, seen)):
         if job.most is not None and kept >= job.most:
             return
+        seen.raw, seen.bytes = number + 1, seen.bytes + size
+        times = job.keep[number] if job.keep is not None and number < len(job.keep) else job.keep is None
+        if isinstance(row, Bad):
+            faults += 1
+            if faults <= _MOST_FAULTS:
+                seen.profile.hit(_unreadable(job.block, row), number)
+            times = 0
+        changed = row if times and not isinstance(row, Bad) else None
+        if changed is not None and transform:
+            changed = _through(transform, changed, number, seen)
+        for _ in range(times if changed is not None else 1):
+            yield number, changed, size
+        kept += changed is not None
 
 
-def _sized(block: Block) -> Iterator[tuple[Row | Bad, int]]:
-    if block.fault or block.file.format not in ("lines", "array"):
-        yield from ((row, 0 if isinstance(row, Bad) else _size(row)) for row in read_rows(block))
-        return
+# --- rows of a block -------------------------------------------------------------------------------------------------
+
+
+def _sized(job: Job, seen: Seen) -> Iterator[Sized]:
+    """The rows of a job's block, read on as they are asked for; how far that is on the disk is noted in `seen`."""
+    block = job.block
+    if job.onwards:
+        return _onwards(block, seen)
+    if job.most is not None and block.file.format == "lines" and not (block.file.compression or block.fault):
+        return _from_disk(block, seen)
+    return _of_block(block)
+
+
+def _from_disk(block: Block, seen: Seen) -> Iterator[Sized]:
     try:
-        lines = read_lines(block)
+        for line in lines_from(block):
+            seen.consumed += len(line)
+            yield decode_line(line), len(line)
     except OSError as error:
         yield Bad(f"cannot be read: {error.strerror}"), 0
+    seen.consumed = block.size
+
+
+def _onwards(block: Block, seen: Seen) -> Iterator[Sized]:
+    """The rows of a file from its beginning."""
+    for each in cut(block.file):
+        before, part = seen.consumed, each.size / max(len(each.lines or b""), 1)
+        for row, size in _of_block(each):
+            seen.consumed += size * part if each.lines is not None else 0
+            yield row, size
+        seen.consumed = before + each.size
+
+
+def _of_block(block: Block) -> Iterator[Sized]:
+    if block.fault or block.file.format not in TEXT:
+        yield from ((row, 0 if isinstance(row, Bad) else _size(row)) for row in read_rows(block))
         return
-    for line in lines.split(b"\n"):
-        if line and not line.isspace():
-            yield decode_line(line), len(line) + 1
+    lines = _lines_or_fault(block)
+    if isinstance(lines, Bad):
+        yield lines, 0
+        return
+    for line in split_lines(lines):
+        yield decode_line(line), len(line)
+
+
+def _lines_or_fault(block: Block) -> bytes | Bad:
+    try:
+        return read_lines(block) if bytes_of(block) <= LONGEST else Bad(f"has a line that {TOO_LONG}")
+    except OSError as error:
+        return Bad(f"cannot be read: {error.strerror}")
+
+
+def _count_as_written(block: Block) -> int:
+    if block.file.format not in TEXT:
+        return count_rows(block.file, block.start, block.stop)
+    lines = _lines_or_fault(block)
+    if isinstance(lines, Bad):
+        return 1
+    blank = lines[:1].isspace() or any(b"\n" + space in lines for space in (b"\n", b"\r", b" ", b"\t", b"\v", b"\f"))
+    return sum(1 for _ in split_lines(lines)) if blank else lines.count(b"\n") + (lines[-1:] not in (b"\n", b""))
 
 
 def _size(row: Row) -> int:
@@ -163,6 +272,22 @@ def _size(row: Row) -> int:
         return len(msgspec.json.encode(row))
     except Exception:  # whatever JSON cannot hold
         return 1
+
+
+def _decoded(lines: Sequence[bytes], numbers: Iterable[int]) -> Iterator[Given]:
+    for number in numbers:
+        if len(lines[number]) <= _MOST_GIVEN and isinstance(row := decode_line(lines[number]), dict):
+            yield len(lines[number]), number, row
+
+
+def _given(rows: Iterable[Given]) -> Iterator[Given]:
+    """Those that can be sent to another process."""
+    for size, number, row in rows:
+        try:
+            pickle.dumps(row)
+        except Exception:  # nested too deeply, or what JSON has not
+            continue
+        yield size, number, row
 
 
 def _through(transform: Transform, row: Row, number: int, seen: Seen) -> Row | None:
@@ -176,7 +301,7 @@ def _through(transform: Transform, row: Row, number: int, seen: Seen) -> Row | N
 
 def _unreadable(block: Block, bad: Bad) -> Hit:
     name = os.path.basename(block.file.path)
-    what = "a line" if block.file.format == "lines" and not block.fault else "it"
+    what = "it" if block.fault else {"lines": "a line", "array": "an element"}.get(block.file.format, "it")
     return Hit("unreadable-file", "error", f"{name}: {what} {bad.why}", "mend or remove it")
 
 
@@ -184,21 +309,23 @@ class _Reservoir:
     """So many rows of a stream of unknown length, each as likely as any other, and the longest."""
 
     def __init__(self, most: int, seed: int):
-        self.rows: list[tuple[int, Row]] = []
+        self.rows: list[Given] = []
         self._most, self._random, self._count = most, random.Random(seed), 0
-        self._heap: list[tuple[int, int, Row]] = []
+        self._heap: list[tuple[int, int, Given]] = []
 
     @property
-    def longest(self) -> list[tuple[int, int, Row]]:
-        return [(size, -number, row) for size, number, row in self._heap]
+    def longest(self) -> list[Given]:
+        return [given for _, _, given in self._heap]
 
     def add(self, number: int, row: Row, size: int) -> None:
+        if size > _MOST_GIVEN:
+            return
         self._count += 1
         if len(self.rows) < self._most:
-            self.rows.append((number, row))
+            self.rows.append((size, number, row))
         elif (place := int(self._random.random() * self._count)) < self._most:
-            self.rows[place] = (number, row)
+            self.rows[place] = (size, number, row)
         if len(self._heap) < _LONGEST:
-            heapq.heappush(self._heap, (size, -number, row))
+            heapq.heappush(self._heap, (size, -self._count, (size, number, row)))
         elif size > self._heap[0][0]:
-            heapq.heapreplace(self._heap, (size, -number, row))
+            heapq.heapreplace(self._heap, (size, -self._count, (size, number, row)))

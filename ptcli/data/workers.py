@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -15,36 +17,57 @@ from ptcli.errors import WorkError
 _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
 
+_PR_SET_PDEATHSIG = 1
 _work: Callable[[Any], Any] | None = None
 """What the workers do: set before they are forked, so that it need not be picklable."""
 
 
-def in_order(work: Callable[[_Job], _Result], jobs: Iterator[_Job], workers: int) -> Iterator[tuple[_Job, _Result]]:
+def _never(job: object) -> bool:
+    return False
+
+
+def in_order(
+    work: Callable[[_Job], _Result],
+    jobs: Iterator[_Job],
+    workers: int,
+    alone: Callable[[_Job], bool] = _never,
+) -> Iterator[tuple[_Job, _Result]]:
     """`work` done on every job by so many processes, in this one where there are none; few jobs are ahead at a time.
 
+    `alone`: jobs that are done in this process, one at a time, because they need much memory.
+
     Raises:
-        WorkError: when a worker was killed.
+        WorkError: when a worker was killed, and when there is no memory.
     """
-    if not workers:
-        yield from ((job, work(job)) for job in jobs)
-        return
     global _work
-    _work = work
-    pool = ProcessPoolExecutor(workers, get_context("fork"), initializer=_begin)
     try:
-        yield from _with_pool(pool, jobs, 2 * workers)
+        if not workers:
+            yield from ((job, work(job)) for job in jobs)
+            return
+        _work = work
+        pool = ProcessPoolExecutor(workers, get_context("fork"), initializer=_begin, initargs=(os.getpid(),))
+        try:
+            yield from _with_pool(pool, work, jobs, 2 * workers, alone)
+        finally:
+            for process in list((getattr(pool, "_processes", None) or {}).values()):
+                process.kill()  # what is not done by now is not wanted any more
+            pool.shutdown(wait=True, cancel_futures=True)
     except BrokenProcessPool as error:
         raise WorkError("a process that read the data was killed, perhaps for want of memory") from error
-    finally:
-        for process in list((getattr(pool, "_processes", None) or {}).values()):
-            process.terminate()  # what is not done by now is not wanted any more
-        pool.shutdown(wait=True, cancel_futures=True)
+    except MemoryError as error:
+        raise WorkError("there is not enough memory to read the data") from error
 
 
-def _with_pool(pool: ProcessPoolExecutor, jobs: Iterator[_Job], ahead: int) -> Iterator[tuple[_Job, Any]]:
+def _with_pool(
+    pool: ProcessPoolExecutor,
+    work: Callable[[Any], Any],
+    jobs: Iterator[_Job],
+    ahead: int,
+    alone: Callable[[_Job], bool],
+) -> Iterator[tuple[_Job, Any]]:
     waiting: deque[tuple[_Job, Future[Any]]] = deque()
     for job in jobs:
-        waiting.append((job, pool.submit(_do, job)))
+        waiting.append((job, _done(work, job) if alone(job) else pool.submit(_do, job)))
         if len(waiting) >= ahead:
             done, future = waiting.popleft()
             yield done, future.result()
@@ -53,10 +76,21 @@ def _with_pool(pool: ProcessPoolExecutor, jobs: Iterator[_Job], ahead: int) -> I
         yield done, future.result()
 
 
-def _begin() -> None:
-    """The parent alone hears Ctrl-C, and ends its workers."""
+def _done(work: Callable[[Any], Any], job: Any) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_result(work(job))
+    return future
+
+
+def _begin(parent: int) -> None:
+    """The parent alone hears Ctrl-C, and ends its workers; none of them outlives it, however it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl:  # Linux
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _do(job: Any) -> Any:

@@ -17,27 +17,37 @@ BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
 """What a file raises that is cut short, or is not what its suffix says."""
 
 
-def chunks(path: str, compression: str) -> Iterator[bytes]:
-    """The file's bytes in pieces of about CHUNK. Raises any of BROKEN."""
-    if compression == ".zst":
-        yield from _zstd(path)
-        return
+class Chunks:
+    """The file's bytes in pieces of about CHUNK. Iterating raises any of BROKEN."""
+
+    def __init__(self, path: str, compression: str):
+        self._path, self._compression = path, compression
+        self.read = 0
+        """Bytes of the file itself, as it lies on the disk, that the pieces so far stand for."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        with open(self._path, "rb") as file:
+            for piece in _zstd(file) if self._compression == ".zst" else _others(file, self._compression):
+                self.read = file.tell()
+                yield piece
+
+
+def _others(file: IO[bytes], compression: str) -> Iterator[bytes]:
     openers: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-    with cast(IO[bytes], openers.get(compression, open)(path, "rb")) as stream:
-        while piece := stream.read(CHUNK):
-            yield piece
+    stream = cast(IO[bytes], openers[compression](file) if compression else file)
+    while piece := stream.read(CHUNK):
+        yield piece
 
 
-def _zstd(path: str) -> Iterator[bytes]:
+def _zstd(file: IO[bytes]) -> Iterator[bytes]:
     """Frame by frame: zstandard's own reader takes a file that is cut short for a whole one."""
     frame = None
-    with open(path, "rb") as file:
-        while piece := file.read(CHUNK // 4):
-            while piece:
-                frame = frame or zstandard.ZstdDecompressor().decompressobj()
-                decompressed = frame.decompress(piece)
-                if decompressed:
-                    yield decompressed
-                piece, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+    while piece := file.read(CHUNK // 4):
+        while piece:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            decompressed = frame.decompress(piece)
+            if decompressed:
+                yield decompressed
+            piece, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
     if frame is not None:
         raise EOFError("it ends in the middle of a zstd frame")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,24 +11,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ptcli.builtin import DATASETS, PREFIX, data_path
-from ptcli.data.read.compressed import BROKEN, chunks
+from ptcli.data.read.compressed import BROKEN, Chunks
+from ptcli.data.read.folders import files_of_splits
+from ptcli.data.read.text import Bad, decode_line, texts_of_values
 from ptcli.errors import KeyPath, Problem, RequestError
 from ptcli.recipe.data_files import data_format
+from ptcli.recipe.hub import why_unreachable
 from ptcli.recipe.model import DataEntry
 
-Format = Literal["lines", "array", "Parquet", "CSV", "TSV", "Arrow"]
-"""`lines`: a JSON value a line; `array`: one JSON array of them."""
+Format = Literal["lines", "array", "values", "Parquet", "CSV", "TSV", "Arrow"]
+"""`lines`: a JSON value a line; `array`: one JSON array of them; `values`: JSON values that go over several lines."""
 
 _COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 _SPACE = b" \t\r\n\xef\xbb\xbf"
-_SAVED = ("state.json", "dataset_dict.json")
-"""What `save_to_disk` writes: of one set, and of several splits."""
-_SPLITS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "dev", "val"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
-"""Split -> the words in names of files and folders that mean it, as `datasets` has them."""
+_SMALL = 256 << 10
+"""Bytes of a file whose values may go over several lines: `datasets` reads larger ones in pieces, line by line."""
 _PART = re.compile(r"(?P<name>[\w.-]+)(?:\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
 
 
@@ -43,6 +39,16 @@ class DataFile:
     """Its suffix, as `.gz`; empty for a plain file."""
     size: int = 0
     """Bytes on the disk."""
+    changed: int = 0
+    """When it was last changed, in nanoseconds."""
+
+    def has_changed(self) -> bool:
+        """Whether it is no more what it was when it was found."""
+        try:
+            now = os.stat(self.path)
+        except OSError:
+            return True
+        return (now.st_size, now.st_mtime_ns) != (self.size, self.changed)
 
 
 @dataclass(frozen=True)
@@ -88,20 +94,28 @@ def resolve(entry: DataEntry, key: KeyPath) -> Source:
     """The files of an entry, in the order in which every machine reads them.
 
     Raises:
-        RequestError: for what is not there, and for a folder whose files are of several formats.
+        RequestError: for what is not there or cannot be opened, and for a folder whose files are of several formats.
     """
     path = str(data_path(entry.path)) if _is_shipped(entry.path) else os.path.expanduser(entry.path)
     names, slices = _split(entry.split, key)
     if os.path.isdir(path):
-        files = _in_folder(Path(path), names, entry, key)
-    else:
-        files = [found for found in sorted(glob.glob(path, recursive=True)) if os.path.isfile(found)]
-        files = [path] if os.path.isfile(path) else files
-        if not files and (os.path.isabs(path) or glob.has_magic(path)):
-            raise RequestError(Problem(f"there is no file or folder {path}", "", key))
-        if not files:
-            return Source(entry.path, tuple(_from_hub(entry, names, key)), slices)
-    return Source(entry.path, tuple(_described(files, entry.path, key)), slices)
+        return Source(entry.path, tuple(_described(files_of_splits(Path(path), names, key), entry.path, key)), slices)
+    files = [path] if os.path.isfile(path) else sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
+    if files:
+        _check_names(entry, names, key)
+        return Source(entry.path, tuple(_described(files, entry.path, key)), slices)
+    if os.path.exists(path):
+        raise RequestError(Problem(f"{path} is neither a file nor a folder", "write its rows to a file", key))
+    if os.path.isabs(path) or glob.has_magic(path):
+        raise RequestError(Problem(f"there is no file or folder {path}", "", key))
+    return Source(entry.path, tuple(_from_hub(entry, names, key)), slices)
+
+
+def _check_names(entry: DataEntry, names: Sequence[str], key: KeyPath) -> None:
+    wrong = [name for name in names if name not in ("train", "all")]
+    if wrong:
+        message = f"{entry.path} is read as the one split `train`; there is no `{wrong[0]}`"
+        raise RequestError(Problem(message, "slice it: `train[:1000]`", (*key[:-1], "split")))
 
 
 def _is_shipped(path: str) -> bool:
@@ -136,62 +150,30 @@ def _described(paths: Iterable[str], name: str, key: KeyPath) -> Iterator[DataFi
 
 def _describe(path: str) -> DataFile:
     compression = next((suffix for suffix in _COMPRESSIONS if path.lower().endswith(suffix)), "")
+    stat = os.stat(path)
+    with open(path, "rb"):
+        pass  # what may not be read is said here
     form: Any = data_format(Path(path))
     if form == "JSON":
-        form = "array" if _begins_with_bracket(path, compression) else "lines"
-    return DataFile(path, form, compression, os.stat(path).st_size)
+        form = _kind_of_json(path, compression, stat.st_size)
+    return DataFile(path, form, compression, stat.st_size, stat.st_mtime_ns)
 
 
-def _begins_with_bracket(path: str, compression: str) -> bool:
+def _kind_of_json(path: str, compression: str, size: int) -> Format:
     try:
-        return next(chunks(path, compression), b"").lstrip(_SPACE).startswith(b"[")
+        beginning = next(iter(Chunks(path, compression)), b"").lstrip(_SPACE)
     except BROKEN:
+        return "lines"
+    if beginning.startswith(b"["):
+        return "array"
+    return "values" if size <= _SMALL and _goes_over_lines(beginning) else "lines"
+
+
+def _goes_over_lines(beginning: bytes) -> bool:
+    """Whether the first line is no value, and the whole is values one after the other."""
+    if not beginning.startswith(b"{") or isinstance(decode_line(beginning.partition(b"\n")[0]), dict):
         return False
-
-
-def _in_folder(folder: Path, names: Sequence[str], entry: DataEntry, key: KeyPath) -> list[str]:
-    if any((folder / name).exists() for name in _SAVED):
-        return [file for name in names for file in _saved(folder, name, key)]
-    found = sorted(
-        os.path.join(base, name)
-        for base, folders, files in os.walk(folder)
-        if not any(part.startswith((".", "__")) for part in Path(base).relative_to(folder).parts)
-        for name in files
-        if not name.startswith(".") and data_format(Path(name))
-    )
-    if not found:
-        raise RequestError(
-            Problem(f"the folder {folder} has no data files", "data are JSON, Parquet, CSV or Arrow", key)
-        )
-    by_split = {file: _split_of(Path(file).relative_to(folder)) for file in found}
-    if not any(by_split.values()):
-        by_split = dict.fromkeys(found, "train")
-    chosen = [file for name in names for file in found if name in ("all", by_split[file])]
-    if chosen:
-        return chosen
-    there = ", ".join(sorted({split for split in by_split.values() if split}))
-    message = f"{entry.path} has no split `{'+'.join(names)}`"
-    raise RequestError(Problem(message, f"it has {there}", (*key[:-1], "split")))
-
-
-def _split_of(path: Path) -> str:
-    words = re.split(r"[^A-Za-z]+", path.as_posix().lower())
-    return next((split for split, meant in _SPLITS.items() if any(word in meant for word in words)), "")
-
-
-def _saved(folder: Path, split: str, key: KeyPath) -> list[str]:
-    """Arrow files of a set that `save_to_disk` wrote."""
-    if (folder / "dataset_dict.json").exists():
-        folder = folder / split
-        if not folder.is_dir():
-            there = ", ".join(sorted(each.name for each in folder.parent.iterdir() if each.is_dir()))
-            message = f"{folder.parent} has no split `{split}`"
-            raise RequestError(Problem(message, f"it has {there}", (*key[:-1], "split")))
-    try:
-        listed = json.loads((folder / "state.json").read_bytes())["_data_files"]
-        return [str(folder / each["filename"]) for each in listed]
-    except (OSError, ValueError, KeyError, TypeError):
-        return [str(path) for path in sorted(folder.glob("*.arrow"))]
+    return not any(isinstance(text, Bad) for text in texts_of_values([beginning]))
 
 
 # --- the hub ---------------------------------------------------------------------------------------------------------
@@ -199,6 +181,9 @@ def _saved(folder: Path, split: str, key: KeyPath) -> list[str]:
 
 def _from_hub(entry: DataEntry, names: Sequence[str], key: KeyPath) -> Iterator[DataFile]:
     """The Arrow files that `datasets` makes of the splits of a hub data set, in its cache."""
+    unreachable = why_unreachable()
+    if unreachable:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # what is in the cache is found without half a minute of retries
     import datasets
 
     for name in dict.fromkeys(names):
@@ -206,7 +191,8 @@ def _from_hub(entry: DataEntry, names: Sequence[str], key: KeyPath) -> Iterator[
             rows = datasets.load_dataset(entry.path, name=entry.name, revision=entry.revision, split=name)
         except Exception as error:  # `datasets` raises a dozen kinds
             why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            why = f"it is not in the cache, and {unreachable}" if unreachable else why
             fix = "download it on a machine that reaches the hub, or name a file"
             raise RequestError(Problem(f"the data set {entry.path} cannot be had: {why}", fix, key)) from error
         for file in rows.cache_files:
-            yield DataFile(file["filename"], "Arrow", "", os.stat(file["filename"]).st_size)
+            yield _describe(file["filename"])

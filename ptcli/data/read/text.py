@@ -1,12 +1,13 @@
-"""JSON text as rows: one line each, or the elements of one array."""
+"""JSON text as rows: one line each, the elements of one array, or values that go over several lines."""
 
 from __future__ import annotations
 
 import codecs
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -15,10 +16,17 @@ from ptcli.data.model import Row
 from ptcli.data.read.compressed import BROKEN
 
 _decode = msgspec.json.Decoder().decode
+_scan = json.JSONDecoder().raw_decode
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 _SPACE = re.compile(r"[ \t\r\n]*")
 _TAIL = 16
 """Characters at the end of a text that may be half of something: `tru`, `\\u00`, `-`."""
+_MORE = 1 << 20
+"""Characters that are read on at least."""
+LONGEST = 1 << 30
+"""Bytes of a row beyond which it is not read: `datasets` reads none either that is much longer."""
+TOO_LONG = f"is longer than {LONGEST >> 20} MiB"
+_DEEP = "cannot be read: it is nested too deeply"
 
 
 @dataclass(frozen=True)
@@ -49,13 +57,15 @@ def _decode_slowly(line: bytes) -> Any:
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
-        return Bad(f"is not UTF-8 at byte {error.start}")
+        return Bad(f"is not UTF-8 at byte {error.start + 1}")
     try:
         row = json.loads(text)
     except json.JSONDecodeError as error:
         return Bad(f"is not valid JSON: {error.msg} at character {error.pos + 1}")
-    except (ValueError, RecursionError) as error:
-        return Bad(f"cannot be read: {'nested too deeply' if isinstance(error, RecursionError) else error}")
+    except RecursionError:
+        return Bad(_DEEP)
+    except ValueError as error:
+        return Bad(f"cannot be read: {error}")
     if _SURROGATE.search(line) and not _encodes(row):
         return Bad("has half of a character (a lone surrogate, \\ud800 to \\udfff), which is no text")
     return row
@@ -69,71 +79,141 @@ def _encodes(row: Any) -> bool:
     return True
 
 
+# --- one array, or values over several lines -------------------------------------------------------------------------
+
+
 def texts_of_array(pieces: Iterable[bytes]) -> Iterator[bytes | Bad]:
-    """The elements of a JSON array, each as the text of one line; the last is Bad where the array does not end."""
+    """The elements of a JSON array, each as the text of one line; the last is Bad where the array does not end well.
+
+    As `datasets` has it, the strings of an array that begins with one are rows with a `text`.
+    """
+    return _caught(_elements, pieces)
+
+
+def texts_of_values(pieces: Iterable[bytes]) -> Iterator[bytes | Bad]:
+    """JSON values one after the other, which may go over several lines, each as the text of one line."""
+    return _caught(_values, pieces)
+
+
+def _caught(texts: Callable[[_Text], Iterator[bytes | Bad]], pieces: Iterable[bytes]) -> Iterator[bytes | Bad]:
     try:
-        yield from _elements(codecs.iterdecode(pieces, "utf-8-sig"))
-    except UnicodeDecodeError as error:
-        yield Bad(f"is not UTF-8: {error.reason}")
+        yield from texts(_Text(_decoded(pieces)))
+    except _NotUtf8 as error:
+        yield Bad(f"is not UTF-8 at byte {error.args[0]}")
     except BROKEN as error:
-        yield Bad(f"cannot be read to its end: {error}")
+        yield Bad(f"cannot be read to its end: {why(error)}")
 
 
-def _elements(pieces: Iterator[str]) -> Iterator[bytes | Bad]:
-    """Elements are found by decoding: one that does not end yet is tried again with twice the text."""
-    scan = json.JSONDecoder().raw_decode
-    text, at, want = "", 0, 0
-    begun = done = False
-    for piece in _and_end(pieces):
-        text = text[at:] + piece if piece is not None else text[at:]
-        at = 0
-        if piece is not None and len(text) < want:
-            continue
+class _NotUtf8(Exception):
+    """The number of the byte, from 1, that is no text."""
+
+
+def _decoded(pieces: Iterable[bytes]) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    read = 0
+    for piece in chain(pieces, (b"",)):
+        begins = read - len(decoder.getstate()[0])
+        try:
+            text = decoder.decode(piece, final=not piece)
+        except UnicodeDecodeError as error:
+            raise _NotUtf8(begins + error.start + 1) from None
+        yield text if read else text.removeprefix("\ufeff")
+        read += len(piece)
+
+
+class _Text:
+    """A text that is read on as far as its values need."""
+
+    def __init__(self, pieces: Iterator[str]):
+        self._pieces = pieces
+        self._text, self._at = "", 0
+
+    def _read_on(self, least: int) -> bool:
+        """Read on by `least` characters or more, where there are so many; False at the end."""
+        parts, read = [self._text[self._at :]], 0
+        for piece in self._pieces:
+            parts.append(piece)
+            read += len(piece)
+            if read >= least:
+                break
+        self._text, self._at = "".join(parts), 0
+        return read > 0
+
+    def peek(self) -> str:
+        """The next character that is not space; empty at the end."""
         while True:
-            at = _skip(text, at, "[" if not begun else ",")
-            begun = True
-            if at < len(text) and text[at] == "]":
-                done = True
-                break
+            self._at = _SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._read_on(1):
+                return ""
+
+    def skip(self) -> None:
+        """Past the character that was peeked at."""
+        self._at += 1
+
+    def value(self) -> bytes | Bad:
+        """The next value as one line. A value that does not end yet is tried again with twice the text."""
+        while True:
             try:
-                _, end = scan(text, at)
-            except (json.JSONDecodeError, RecursionError) as error:
-                if piece is None or not _may_go_on(error, len(text)):
-                    yield Bad(f"is not valid JSON: {getattr(error, 'msg', 'nested too deeply')}")
-                    return
-                want = 2 * (len(text) - at)
-                break
-            if end >= len(text) - 1 and piece is not None:
-                break  # a number may go on
-            yield _one_line(text[at:end])
-            at = end
-        if done:
-            if text[at + 1 :].strip():
-                yield Bad("has more after the end of its array")
+                _, end = _scan(self._text, self._at)
+            except RecursionError:
+                return Bad(_DEEP)
+            except ValueError as error:
+                if len(self._text) - self._at > LONGEST:
+                    return Bad(TOO_LONG)
+                if not self._may_go_on(error) or not self._read_on(max(len(self._text) - self._at, _MORE)):
+                    return Bad(f"is not valid JSON: {getattr(error, 'msg', error)}")
+                continue
+            if end == len(self._text) and self._text[self._at] not in '{["' and self._read_on(_MORE):
+                continue  # a number may go on
+            line = _one_line(self._text[self._at : end])
+            self._at = end
+            return line
+
+    def _may_go_on(self, error: ValueError) -> bool:
+        """Whether more text may mend it: a string without an end, or a fault where the text ends."""
+        if not isinstance(error, json.JSONDecodeError):
+            return False
+        return error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _TAIL
+
+
+def _elements(text: _Text) -> Iterator[bytes | Bad]:
+    text.peek()
+    text.skip()  # the bracket
+    first, mark = text.peek(), ""
+    if first == "]":
+        text.skip()
+        mark = first
+    while mark != "]":
+        text.peek()  # past the space before it
+        value = text.value()
+        if isinstance(value, Bad):
+            yield value
             return
-    yield Bad("ends before its array does")
+        yield b'{"text": %b}' % value if first == '"' and value.startswith(b'"') else value
+        mark = text.peek()
+        text.skip()
+        if mark not in ("]", ","):
+            yield Bad("is not valid JSON: there is no comma between two elements" if mark else "ends before its array")
+            return
+    if text.peek():
+        yield Bad("has more after the end of its array")
 
 
-def _may_go_on(error: Exception, length: int) -> bool:
-    """Whether more text may mend it: a string without an end, or a fault where the text ends."""
-    if not isinstance(error, json.JSONDecodeError):
-        return False
-    return error.msg.startswith("Unterminated string") or error.pos >= length - _TAIL
-
-
-def _and_end(pieces: Iterator[str]) -> Iterator[str | None]:
-    yield from pieces
-    yield None
-
-
-def _skip(text: str, at: int, mark: str) -> int:
-    """Past space, and past one `mark`."""
-    at = _SPACE.match(text, at).end()  # type: ignore[union-attr]
-    if at < len(text) and text[at] == mark:
-        at = _SPACE.match(text, at + 1).end()  # type: ignore[union-attr]
-    return at
+def _values(text: _Text) -> Iterator[bytes | Bad]:
+    while text.peek():
+        value = text.value()
+        yield value
+        if isinstance(value, Bad):
+            return
 
 
 def _one_line(text: str) -> bytes:
     """Strings hold no line ends in JSON, so those are space."""
     return text.replace("\r", " ").replace("\n", " ").encode("utf-8", "surrogatepass")
+
+
+def why(error: BaseException) -> str:
+    """What an exception says, in one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
