@@ -137,8 +137,23 @@ def _first(row: Method, sets: Sets, arguments: Any, processor: Any) -> dict[str,
         name: rows.select(range(1), keep_in_memory=True).flatten_indices(keep_in_memory=True)
         for name, rows in sets.items()
     }
-    prepared = PREPARES[row.trainer](alone, arguments, processor)
+    with _without_progress():
+        prepared = PREPARES[row.trainer](alone, arguments, processor)
     return dict(json.loads(json.dumps({name: list(rows) for name, rows in prepared.items()}, default=str)))
+
+
+@contextlib.contextmanager
+def _without_progress() -> Iterator[None]:
+    """One row is no progress: in the log it would look as if all were tokenized once more."""
+    import datasets
+
+    silent = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not silent:
+            datasets.enable_progress_bars()
 
 
 # --- the key ---------------------------------------------------------------------------------------------------------

@@ -301,6 +301,16 @@ def test_rows_that_cannot_be_transformed_are_named(tmp_path):
         load({"path": path, "filter": f"{tmp_path}/own.py:none"})
 
 
+def test_the_first_rows_are_transformed_too(tmp_path):
+    from ptcli.train.first_rows import first_rows
+
+    (tmp_path / "own.py").write_text(CODE)
+    path = str(write_jsonl(tmp_path / "rows.jsonl", QUESTIONS))
+    entry = {"path": path, "split": "train[8:]", "filter": f"{tmp_path}/own.py:odd", "prompt": "{question}"}
+    rows = first_rows(recipe({**entry, "columns": ["prompt"]}, {"path": path, "columns": ["answer"]}), 4)
+    assert rows == [{"prompt": "0+1="}, {"answer": "1"}, {"prompt": "2+1="}, {"answer": "2"}]
+
+
 # --- mixtures ---------------------------------------------------------------------------------------------------------
 
 

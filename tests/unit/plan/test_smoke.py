@@ -264,3 +264,22 @@ def test_what_an_earlier_smoke_run_trained_stays(recipe_of: Recipes, tmp_path: P
     shutil.copytree(MODEL, run)
     small, _ = shrink(recipe_of("ppo", model={"path": "org/model"}, reward_model={"path": str(run)}))
     assert (small.model.path, small.reward_model and small.reward_model.path) == ("builtin:tiny", str(run))
+
+
+def test_transforms_stay_with_local_rows_and_go_with_those_of_the_hub(recipe_of: Recipes, tmp_path: Path) -> None:
+    own = {"path": str(tmp_path / "own.jsonl"), "from": "alpaca", "weight": 2.0}
+    hub = {"path": "org/data", "from": "sharegpt", "columns": ["messages"], "weight": 1.0}
+    small, _ = shrink(recipe_of("sft", data={"train": [own]}))
+    assert small.data.train[0].from_ == "alpaca"
+    small, notes = shrink(recipe_of("sft", data={"train": [hub], "allow": ["truncation"]}))
+    (entry,) = small.data.train
+    assert (entry.from_, entry.columns, entry.weight) == (None, [], 1.0)
+    assert {"data.train.0.from: sharegpt -> (default)", "data.train.0.columns: ['messages'] -> (default)"} <= {
+        note.replace(" -> []", " -> (default)") for note in notes
+    }
+    assert small.data.allow == ["truncation"]
+    small, _ = shrink(recipe_of("sft", data={"train": [own, hub]}))
+    assert [(entry.path, entry.from_, entry.weight) for entry in small.data.train] == [
+        (own["path"], "alpaca", 2.0),
+        (own["path"], "alpaca", 1.0),
+    ]
