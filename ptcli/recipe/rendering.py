@@ -132,6 +132,15 @@ def compile_template(template: str) -> Template:
     return template_environment(_GenerationTag).from_string(template)
 
 
+def render_text(template: Template, arguments: Mapping[str, Any]) -> str:
+    """What `template.render(arguments)` gives, without making a context of all globals anew each time.
+
+    Raises whatever the template raises.
+    """
+    context = template.new_context({**template.environment.globals, **arguments}, shared=True)
+    return "".join(template.root_render_func(context))
+
+
 @cache
 def template_environment(generation: type[Extension]) -> ImmutableSandboxedEnvironment:
     """transformers' environment; `generation` is what it makes of the generation tag."""

@@ -12,7 +12,8 @@ from functools import cached_property
 from typing import Any
 
 from ptcli.data.tokens.encoded import Chat, Ids, NoTemplate, TemplateFault
-from ptcli.data.tokens.marked import compile_template, render_marked
+from ptcli.data.tokens.marked import render_marked
+from ptcli.recipe.rendering import compile_template, render_text
 
 _CONTINUE = "CONTINUE_FINAL_MESSAGE_TAG "
 """What transformers writes behind the message that is to be continued."""
@@ -65,7 +66,7 @@ class Codec:
         """
         arguments = self._arguments(chat, tools) | {"add_generation_prompt": prompts, **(extra or {})}
         try:
-            return compile_template(self.template(tools)).render(arguments)
+            return render_text(compile_template(self.template(tools)), arguments)
         except Exception as error:  # a template is somebody's program: it can fail in any way
             raise TemplateFault(_one_line(error)) from error
 

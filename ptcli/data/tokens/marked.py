@@ -12,9 +12,7 @@ from jinja2.nodes import EvalContext
 from jinja2.parser import Parser
 from jinja2.runtime import Macro
 
-from ptcli.recipe.rendering import compile_template, template_environment
-
-__all__ = ["compile_template", "render_marked"]
+from ptcli.recipe.rendering import template_environment
 
 _blocks: list[str] = []
 """What the template being rendered has written so far."""

@@ -211,7 +211,7 @@ class GKD(Encoder):
     def _boundary(self, prompt: str, text: str, ids: Ids) -> int:
         """The first token that begins at or behind the prompt's last byte."""
         lengths = self.codec.byte_lengths
-        ends = list(accumulate(lengths.get(token, 0) for token in ids))
+        ends = list(accumulate(map(lengths.__getitem__, ids)))
         if not ends or ends[-1] != len(text.encode()):  # a normalizer changed the text: characters are all there is
             (encoding,) = self.codec.tokenize_with_places([text])
             return next((at for at, (start, _) in enumerate(encoding.offsets) if start >= len(prompt)), len(ids))
