@@ -170,7 +170,7 @@ def _check_split(
     findings = [*conclude(examined.profile, context, examined.rows if examined.estimated else None)]
     if checker is None:
         return _Split(context, examined, tuple(findings), None)
-    tally = examined.token_tally if depth.full else _tokenize(checker, examined.token_sample)
+    tally = (examined.token_tally or checker.tally) if depth.full else _tokenize(checker, examined.token_sample)
     return _with_tokens(context, examined, findings, checker, tally)
 
 
