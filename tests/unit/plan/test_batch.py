@@ -218,6 +218,8 @@ def test_rows_are_counted_where_that_is_cheap(recipe_of: Recipes, tmp_path: Path
     assert rows_of(recipe_of, {"path": "org/data"}, local) is None
     assert rows_of(recipe_of, {**local, "split": "train[:1]"}) is None
     assert rows_of(recipe_of, {"path": str(tmp_path / "none.jsonl")}) is None
+    assert rows_of(recipe_of, {**local, "weight": 1.0}, {**local, "weight": 2.0}) is None
+    assert rows_of(recipe_of, {**local, "filter": "own.py:f"}) == 3, "at most"
     assert rows_of(recipe_of, {"path": "builtin:arithmetic"}, eval=0.5) == 200
     assert rows_of(recipe_of, {"path": "builtin:arithmetic"}, eval=30) == 370
 

@@ -227,6 +227,9 @@ def test_the_first_row_of_what_can_be_read_cheaply(tmp_path: Path) -> None:
     assert row == {"messages": [{"role": "user", "content": "x"}], "a": 1}
     assert is_conversational(row)
     assert not is_conversational({"text": "x", "prompt": "y"})
+    chat = {"rename": {"conversations": "messages"}, "prompt": "{a}", "columns": ["prompt"]}
+    assert first_row(DataEntry.model_validate({"path": str(path), "filter": "own.py:f", **chat})) == {"prompt": "1"}
+    assert first_row(DataEntry.model_validate({"path": str(path), "map": "own.py:f"})) is None
     path.write_text("not json\n")
     assert first_row(DataEntry(path=str(path))) is None
     assert first_row(DataEntry(path="org/elsewhere")) is None

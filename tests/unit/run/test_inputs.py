@@ -56,3 +56,12 @@ def test_data_and_reward_models(tmp_path: Path) -> None:
     found = list(check_inputs(recipe(other, str(lost), str(tmp_path / "run")), tmp_path / "run"))
     assert [problem.key for problem in found] == [("rewards", 0, "use"), ("data", "train", 0, "path")]
     assert found[0].fix == "choose another output_dir"
+
+
+def test_evaluation_data(tmp_path: Path) -> None:
+    lost = {"path": str(tmp_path / "run" / "completions.jsonl")}
+    given = recipe(tmp_path / "model").model_dump()
+    for evaluation, place in (([lost], ()), ({"far": [lost]}, ("far",))):
+        changed = Recipe.model_validate(given | {"data": given["data"] | {"eval": evaluation}})
+        found = list(check_inputs(changed, tmp_path / "run"))
+        assert [problem.key for problem in found] == [("data", "eval", *place, 0, "path")]
