@@ -61,8 +61,16 @@ _FILES = [
     Case("array", "sft", json.dumps(many(c.messages)).encode(), "warning", "json-array-file"),
     Case("array-on-many-lines", "dpo", json.dumps(many(c.preference), indent=2).encode(), "warning", "json-array-file"),
     Case("array-of-prompts", "rloo", json.dumps(many(c.prompt)).encode(), "warning", "json-array-file", suffix=".json"),
-    Case("array-without-a-comma", "sft", b'[{"text": "One is one."} {"text": "Two is two."}]', "error", "unreadable-file"),
-    Case("array-with-a-comma-too-many", "sft", b'[{"text": "One is one."}, {"text": "Two is two."},]', "error", "unreadable-file"),
+    Case(
+        "array-without-a-comma", "sft", b'[{"text": "One is one."} {"text": "Two is two."}]', "error", "unreadable-file"
+    ),
+    Case(
+        "array-with-a-comma-too-many",
+        "sft",
+        b'[{"text": "One is one."}, {"text": "Two is two."},]',
+        "error",
+        "unreadable-file",
+    ),
     Case("array-cut", "dpo", json.dumps(many(c.preference)).encode()[:-50], "error", "unreadable-file"),
     Case("empty-array", "sft", b"[]\n", "error", "empty-split"),
     Case("nothing", "grpo", b"", "error", "empty-split"),
