@@ -84,7 +84,7 @@ def test_any_values_come_back(value: Any, text: str) -> None:
             "method": "sft",
             "output_dir": "/x",
             "model": {"path": "builtin:tiny", "init_kwargs": {"a": value}},
-            "data": {"train": [{"path": "builtin:arithmetic-messages", "rename": {"a": text}}]},
+            "data": {"train": [{"path": "builtin:arithmetic-messages", "rename": {"answer": text}}]},
             "launch": {"env": {"A": text}},
         }
     )
