@@ -109,16 +109,18 @@ class _NotUtf8(Exception):
 
 
 def _decoded(pieces: Iterable[bytes]) -> Iterator[str]:
+    """The text, as far as it is UTF-8. Raises _NotUtf8 where it is not."""
     decoder = codecs.getincrementaldecoder("utf-8")()
-    read = 0
+    begun, read = False, 0
     for piece in chain(pieces, (b"",)):
         begins = read - len(decoder.getstate()[0])
         try:
             text = decoder.decode(piece, final=not piece)
         except UnicodeDecodeError as error:
+            yield error.object[: error.start].decode()
             raise _NotUtf8(begins + error.start + 1) from None
-        yield text if read else text.removeprefix("\ufeff")
-        read += len(piece)
+        yield text if begun else text.removeprefix("\ufeff")
+        begun, read = begun or bool(text), read + len(piece)
 
 
 class _Text:
