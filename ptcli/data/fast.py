@@ -18,7 +18,7 @@ import xxhash
 
 from ptcli.data.model import MOST_ROWS, OTHER_COLUMNS, Kind, Profile, Row, Severity
 from ptcli.data.rules.checker import Checker, add_neighbour, kind_of
-from ptcli.data.rules.digests import ROLES, combine, digest_of
+from ptcli.data.rules.digests import combine, digest_of, of_chat
 from ptcli.data.rules.facts import Facts, Plan, common, plan_of
 from ptcli.data.rules.pairs import score_columns, well_cut
 from ptcli.data.rules.shapes import FORMAT_COLUMNS
@@ -27,6 +27,12 @@ from ptcli.data.rules.text import glued, has_word, plain
 Judge = Callable[[Any, bool], bool]
 """Whether a decoded row is plainly good; the flag says that its line is suspicious, so that texts must be looked at."""
 
+JudgeAll = Callable[[Sequence[Any]], list[int] | None]
+"""The digests of rows that follow each other, where all are plainly good; None where some may not be."""
+
+_TOGETHER = 64
+"""Rows that are decoded and judged at once."""
+_MOST_MISSES = 5
 _MOST_SCHEMAS = 64
 _LOOKED_AT = frozenset(("margin", "tools", "chat_template_kwargs", "conversations", "image", "images"))
 """Columns whose values rules look at."""
@@ -77,10 +83,20 @@ def look(
     """
     block = _Block(checker.profile, searches(data))
     schema: Schema | None = None
-    for number, line in enumerate(lines):
-        if schema is None or not block.takes(line, number, schema):
-            row = slow(number)
-            schema = schemas.of(row) if row is not None else schema
+    alone = misses = 0
+    for start in range(0, len(lines), _TOGETHER):
+        together = lines[start : start + _TOGETHER]
+        if schema is not None and not alone:
+            if block.takes_all(together, start, schema):
+                misses = 0
+                continue
+            misses = min(misses + 1, _MOST_MISSES)
+            alone = 2**misses  # where rows are of many kinds, trying costs more than it saves
+        alone = max(alone - 1, 0)
+        for number, line in enumerate(together, start):
+            if schema is None or not block.takes(line, number, schema):
+                row = slow(number)
+                schema = schemas.of(row) if row is not None else schema
     block.add_counts()
 
 
@@ -91,6 +107,49 @@ class _Block:
         self.profile, self.suspicious = profile, suspicious
         self.counts: dict[Schema, dict[tuple[Kind, ...], int]] = {}
         """Schema -> kinds of its `extras` -> rows, without the first one, which was looked at slowly."""
+
+    def takes_all(self, lines: Sequence[bytes], number: int, schema: Schema) -> bool:
+        """Whether all of these lines are plainly good rows of one kind, the first one number `number`."""
+        rows = self._decode_all(lines, schema)
+        digests = schema.judge_all(rows) if rows and schema.judge_all else None
+        if not rows or digests is None:
+            return False
+        found = set(map(_no_kinds if schema.extras is None else _kinds_of, map(schema.extras or _no_kinds, rows)))
+        counts = self.counts.get(schema, {})
+        glued = list(map(schema.glued, rows)) if schema.glued is not None else []
+        if len(found) != 1 or not found <= counts.keys() or (any(glued) and _GLUED not in self.profile.hits):
+            return False
+        counts[found.pop()] += len(rows)
+        for at, is_glued in enumerate(glued, number):
+            if is_glued:
+                self._count_glued(at)
+        self._add(number, digests)
+        if schema.label is not None:
+            self.profile.labels.extend(map(schema.label, rows))
+            for completion in map(schema.completion, rows) if schema.completion is not None else ():
+                add_neighbour(self.profile, completion)
+        return True
+
+    def _decode_all(self, lines: Sequence[bytes], schema: Schema) -> list[Any] | None:
+        """The rows of lines that have one object each and nothing suspicious."""
+        data = (b"" if lines[0].endswith(b"\n") else b"\n").join(lines).rstrip(b"\n")
+        if any(search(data) for search in self.suspicious):
+            return None
+        # Two objects that follow each other do not stand inside another, so that no row spans two lines.
+        if not (data.startswith(b"{") and data.endswith(b"}") and data.count(b"}\n{") == len(lines) - 1):
+            return None
+        try:
+            rows = schema.decode_all(data)
+        except _NO_DECODE:
+            return None
+        return rows if len(rows) == len(lines) else None
+
+    def _add(self, number: int, digests: Sequence[int]) -> None:
+        profile = self.profile
+        if number != profile.rows:
+            profile.counts["renumbered"] = 1
+        profile.rows += len(digests)
+        profile.digests.extend(digests)
 
     def takes(self, line: bytes, number: int, schema: Schema) -> bool:
         """Whether a line is a plainly good row, which is counted then."""
@@ -108,15 +167,11 @@ class _Block:
             return False
         if is_glued:
             self._count_glued(number)
-        profile = self.profile
-        if number != profile.rows:
-            profile.counts["renumbered"] = 1
-        profile.rows += 1
-        profile.digests.append(schema.digest(row))
+        self._add(number, (schema.digest(row),))
         if schema.label is not None:
-            profile.labels.append(schema.label(row))
+            self.profile.labels.append(schema.label(row))
             if schema.completion is not None:
-                add_neighbour(profile, schema.completion(row))
+                add_neighbour(self.profile, schema.completion(row))
         return True
 
     def _is_known(self, row: Any, schema: Schema) -> bool:
@@ -156,7 +211,10 @@ class Schema:
 
     plan: Plan
     decode: Callable[[bytes], Any]
+    decode_all: Callable[[bytes], list[Any]]
+    """Of rows that follow each other, one a line."""
     judge: Judge
+    judge_all: JudgeAll | None
     digest: Callable[[Any], int]
     """As `digests.digest` has it of the columns that are read."""
     extras: Callable[[Any], tuple[Any, ...]] | None
@@ -184,9 +242,10 @@ class Schemas:
         plan = plan_of(tuple(sorted(row)), self.facts)
         if plan.form not in _FORMS:
             return None
-        key = (plan.columns, *(kind_of(row[name]) for name in plan.values))
+        found = tuple(kind_of(row[name]) for name in plan.values)
+        key = (plan.columns, found)
         if key not in self._known and len(self._known) < _MOST_SCHEMAS:
-            self._known[key] = _Columns(plan, self.facts, key[1:]).schema
+            self._known[key] = _Columns(plan, self.facts, found).schema
         return self._known.get(key)
 
 
@@ -214,7 +273,9 @@ class _Columns:
         return Schema(
             plan,
             msgspec.json.Decoder(struct).decode,
+            msgspec.json.Decoder(struct).decode_lines,
             self._with_extras(judge, extras),
+            self._judge_all(extras),
             self._digest(plan.read),
             self._tuple_of(extras) if extras else None,
             extras,
@@ -324,6 +385,16 @@ class _Columns:
 
         return judge
 
+    def _judge_all(self, extras: Sequence[str]) -> JudgeAll | None:
+        form, chats = self.plan.form, set(self.found) == {"chat"}
+        asked = self.facts.rewarded or "label" in extras or bool(score_columns(self.plan.columns))
+        if not chats or (asked and extras):
+            return None
+        values = self._tuple_of(self.plan.values)
+        if form in ("messages", "prompt"):
+            return _chats_of(values, "assistant" if form == "messages" else "user")
+        return None if form != "pairs" or self.plan.explicit else _chat_pairs_of(values)
+
     # What is asked of the other columns.
 
     def _with_extras(self, judge: Judge, extras: Sequence[str]) -> Judge:
@@ -367,10 +438,66 @@ def _good_chat(chat: list[_Message], last: str) -> bool:
 
 
 def _fold_chat(chat: list[_Message]) -> int:
-    result = 0
-    for message in chat:
-        result = _digest(message.content.encode(), result ^ ROLES[message.role])
-    return result
+    return of_chat(tuple([message.role for message in chat]), [message.content for message in chat])
+
+
+def _no_kinds(row: Any) -> tuple[Kind, ...]:
+    return ()
+
+
+def _kinds_of(values: tuple[Any, ...]) -> tuple[Kind, ...]:
+    return tuple(map(kind_of, values))
+
+
+@dataclass(frozen=True)
+class _Chats:
+    """The chats of one column."""
+
+    roles: Sequence[tuple[str, ...]]
+    contents: list[list[str]]
+
+    @staticmethod
+    def of(chats: Sequence[list[_Message]]) -> _Chats:
+        roles = [tuple([message.role for message in chat]) for chat in chats]
+        return _Chats(roles, [[message.content for message in chat] for chat in chats])
+
+    def are_good(self, last: str) -> bool:
+        """Roles in order, and every text begins with a letter or a digit."""
+        begin = "".join([text[:1] for texts in self.contents for text in texts])
+        return (
+            begin.isalnum()
+            and len(begin) == sum(map(len, self.contents))
+            and all(_turns(roles) == last for roles in set(self.roles))
+        )
+
+    @property
+    def digests(self) -> list[int]:
+        return list(map(of_chat, self.roles, self.contents))
+
+
+def _chats_of(values: Callable[[Any], tuple[list[_Message]]], last: str) -> JudgeAll:
+    def judge(rows: Sequence[Any]) -> list[int] | None:
+        chats = _Chats.of([values(row)[0] for row in rows])
+        return chats.digests if chats.are_good(last) else None
+
+    return judge
+
+
+def _chat_pairs_of(values: Callable[[Any], tuple[Any, ...]]) -> JudgeAll:
+    def judge(rows: Sequence[Any]) -> list[int] | None:
+        chosen, rejected = map(_Chats.of, zip(*map(values, rows), strict=True))
+        good = (
+            chosen.are_good("assistant")
+            and rejected.are_good("assistant")
+            and chosen.roles == rejected.roles
+            and all(
+                one[:-1] == other[:-1] and one[-1].strip() != other[-1].strip()
+                for one, other in zip(chosen.contents, rejected.contents, strict=True)
+            )
+        )
+        return list(map(combine, zip(chosen.digests, rejected.digests, strict=True))) if good else None
+
+    return judge
 
 
 def _plain_chat(chat: list[_Message]) -> bool:

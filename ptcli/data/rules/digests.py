@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 import msgspec
 import xxhash
 
-ROLES = {"system": 0x9E3779B97F4A7C15, "user": 0xC2B2AE3D27D4EB4F, "assistant": 0x165667B19E3779F9}
-"""What each role changes in the digest of a chat."""
 _PRIME = 0x100000001B3
 _MASK = (1 << 64) - 1
 
@@ -24,16 +23,26 @@ def digest(values: Iterable[Any]) -> int:
 
 
 def combine(digests: Iterable[int]) -> int:
-    """One digest of several, which are in order (FNV-1a, a digest at a time)."""
+    """One digest of several, which are in order (FNV-1, a digest at a time); of one, that one."""
     result = 0
     for each in digests:
-        result = ((result ^ each) * _PRIME) & _MASK
+        result = ((result * _PRIME) & _MASK) ^ each
     return result
 
 
+def of_chat(roles: tuple[str, ...], contents: list[str]) -> int:
+    """The digest of a chat of texts. Raises UnicodeEncodeError for lone surrogates."""
+    return _digest("\0".join(contents).encode(), _seed(roles))
+
+
+@lru_cache(4096)
+def _seed(roles: tuple[str, ...]) -> int:
+    return _digest("\0".join(roles).encode())
+
+
 def digest_of(value: Any) -> int:
-    """xxh3_64 of a text; of a chat of texts, each message's with the digest so far and its role for a seed; of anything
-    else, of its JSON with sorted keys, or its name for Python where JSON cannot hold it."""
+    """xxh3_64 of a text; of a chat of texts, of all its texts, with the roles for a seed; of anything else, of its JSON
+    with sorted keys, or its name for Python where JSON cannot hold it."""
     try:
         if isinstance(value, str):
             return _digest(value.encode())
@@ -51,12 +60,13 @@ def digest_of(value: Any) -> int:
 
 def _digest_of_chat(messages: list[Any]) -> int | None:
     """None for what is no chat of plain messages."""
-    result = 0
+    roles, contents = [], []
     for message in messages:
         if not isinstance(message, dict) or len(message) != 2:
             return None
         role, content = message.get("role"), message.get("content")
-        if not isinstance(content, str) or not isinstance(role, str) or role not in ROLES:
+        if not isinstance(content, str) or not isinstance(role, str):
             return None
-        result = _digest(content.encode(), result ^ ROLES[role])
-    return result
+        roles.append(role)
+        contents.append(content)
+    return of_chat(tuple(roles), contents)

@@ -1,5 +1,7 @@
 """Rows that are taken as plainly good: the slow rules have nothing to say of them, and count them the same way."""
 
+# ruff: noqa: E501
+
 from __future__ import annotations
 
 import json
@@ -103,7 +105,7 @@ GOOD_ROWS: dict[str, tuple[str, Row]] = {
     "sft prompt and completion": ("sft", {"prompt": "Say NN", "completion": " NN", "source": "web"}),
     "dpo prompted": ("dpo", {"prompt": "Say NN", "chosen": " NN", "rejected": " no", "id": "NN"}),
     "dpo glued": ("dpo", {"prompt": "Say NN!", "chosen": "NN", "rejected": "no", "id": 3}),
-    "dpo shared": ("dpo", {"chosen": "Human: NN Assistant: yes, I do know", "rejected": "Human: NN Assistant: never in my life"}),
+    "dpo shared": ("dpo", {"chosen": "Human: NN Assistant: yes, I do know", "rejected": "Human: NN Assistant: not in my life"}),
     "dpo chats": ("dpo", {
         "prompt": [{"role": "user", "content": "Say NN"}], "chosen": [{"role": "assistant", "content": "NN"}],
         "rejected": [{"role": "assistant", "content": "No"}], "score_chosen": 1.0, "score_rejected": 0.5}),
@@ -139,3 +141,27 @@ def test_bad_lines_between() -> None:
     fast, slow, _ = both([*good, b'{"text": "cut', *good, b"[]", b'{"text": "\xff"}', *good], "sft")
     assert fast == slow
     assert fast.rows == 60
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo", "reward"])
+def test_rows_judged_together(method: str) -> None:
+    """Long runs of good rows with a changed one among them."""
+    random = Random(method)
+    good = [row for name, row in GOOD_ROWS.values() if name == method or name in ("dpo", "reward")]
+    for _ in range(20):
+        kind = random.choice(good)
+        rows = [kind] * 150
+        for place in random.sample(range(150), random.choice((0, 1, 2))):
+            rows[place] = retold(random, kind)
+        lines = [json.dumps(row).replace("NN", str(number)).encode() for number, row in enumerate(rows)]
+        ends = random.choice((b"", b"\n"))
+        fast, slow, _ = both([line + ends for line in lines], method)
+        assert fast == slow
+
+
+def test_objects_across_lines() -> None:
+    """As many objects as lines, but not one a line."""
+    good = [json.dumps({"text": f"Text {n}"}).encode() for n in range(64)]
+    fast, slow, _ = both([*good, b'{"text": "a"}{"text": "b"}', b'{"text":', b'"c"}', *good], "sft")
+    assert fast == slow
+    assert fast.rows == 128
