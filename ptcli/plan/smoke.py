@@ -117,6 +117,8 @@ def _tiny_tokens() -> frozenset[str]:
 
 def _data(recipe: Recipe) -> DataSpec:
     stand_in = _stand_in(recipe)
+    shipped = stand_in.path.startswith(PREFIX)
+    unseen = change(stand_in, split=f"train[-{_EVAL_ROWS}:]") if shipped else stand_in  # no rows that are trained on
     train = [_entry(entry, stand_in, _TRAIN_ROWS) for entry in recipe.data.train]
     held_out: Any = recipe.data.eval
     if isinstance(held_out, float):
@@ -124,9 +126,9 @@ def _data(recipe: Recipe) -> DataSpec:
     elif isinstance(held_out, int):
         held_out = min(held_out, _EVAL_ROWS)
     elif isinstance(held_out, Mapping):
-        held_out = {name: [_entry(entry, stand_in, _EVAL_ROWS) for entry in part] for name, part in held_out.items()}
+        held_out = {name: [_entry(entry, unseen, _EVAL_ROWS) for entry in part] for name, part in held_out.items()}
     elif held_out is not None:
-        held_out = [_entry(entry, stand_in, _EVAL_ROWS) for entry in held_out]
+        held_out = [_entry(entry, unseen, _EVAL_ROWS) for entry in held_out]
     return change(recipe.data, train=train, eval=held_out)
 
 

@@ -110,7 +110,7 @@ def test_evaluation_data_shrink_too(recipe_of: Recipes, evaluation: Any) -> None
     small, _ = shrink(recipe_of("grpo", data=HUB_DATA | {"eval": evaluation}, training={"eval_strategy": "epoch"}))
     held_out: Any = small.data.eval
     entries = held_out if isinstance(held_out, list) else held_out["a"]
-    assert (entries[0].path, entries[0].split, entries[0].take) == ("builtin:arithmetic", "train", 16)
+    assert (entries[0].path, entries[0].split, entries[0].take) == ("builtin:arithmetic", "train[-16:]", 16)
     assert small.training["eval_strategy"] == "steps"
     assert small.training["eval_steps"] == small.training["max_steps"] == 3
     planned(small)
