@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
 import zlib
 from collections.abc import Iterator
@@ -34,8 +35,8 @@ class Chunks:
 
 def _others(file: IO[bytes], compression: str) -> Iterator[bytes]:
     openers: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-    stream = cast(IO[bytes], openers[compression](file) if compression else file)
-    while piece := stream.read(CHUNK):
+    stream = cast(io.BufferedReader, openers[compression](file) if compression else file)
+    while piece := stream.read1(CHUNK):  # what comes before a fault is not lost
         yield piece
 
 
