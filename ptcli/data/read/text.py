@@ -129,16 +129,22 @@ class _Text:
     def __init__(self, pieces: Iterator[str]):
         self._pieces = pieces
         self._text, self._at = "", 0
+        self._fault: Exception | None = None
 
     def _read_on(self, least: int) -> bool:
         """Read on by `least` characters or more, where there are so many; False at the end."""
         parts, read = [self._text[self._at :]], 0
-        for piece in self._pieces:
-            parts.append(piece)
-            read += len(piece)
-            if read >= least:
-                break
+        try:
+            for piece in self._pieces:
+                parts.append(piece)
+                read += len(piece)
+                if read >= least:
+                    break
+        except (_NotUtf8, *BROKEN) as error:
+            self._fault = error  # which is said when all before it was read
         self._text, self._at = "".join(parts), 0
+        if not read and self._fault is not None:
+            raise self._fault
         return read > 0
 
     def peek(self) -> str:
