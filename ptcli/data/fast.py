@@ -56,6 +56,9 @@ _SUSPICIOUS = (
     re.compile(rb"<(?:[|<]|/?s>|(?:start|end)_of|(?:bos|eos)>|[/a-z_]{0,12}\\)"),
     re.compile(rb"\[(?:/?INST\]|[/A-Z]{0,5}\\)"),
 )
+_ESCAPE = re.compile(rb"\\[ubf/]")
+_SUSPICIOUS_AS_WRITTEN = _SUSPICIOUS[1:2]
+"""What is left to search for without such an escape and without the end of `[INST]`: `[` stands in every chat."""
 _SUSPICIOUS_UNICODE = (
     re.compile(rb"\xc3(?:\x83[\xc2\\]|\xa2[\xe2\\])"),
     re.compile(rb"\xef\xbf\xbd"),
@@ -67,7 +70,10 @@ Search = Callable[[bytes], Any]
 
 def searches(lines: bytes) -> list[Search]:
     """Of a block of lines, what must be searched for in each of them: most blocks have nothing suspicious."""
-    patterns = _SUSPICIOUS if lines.isascii() else _SUSPICIOUS + _SUSPICIOUS_UNICODE
+    patterns: tuple[re.Pattern[bytes], ...] = _SUSPICIOUS_AS_WRITTEN
+    if _ESCAPE.search(lines) or b"INST]" in lines:
+        patterns = _SUSPICIOUS
+    patterns = patterns if lines.isascii() else patterns + _SUSPICIOUS_UNICODE
     return [pattern.search for pattern in patterns if pattern.search(lines)]
 
 
