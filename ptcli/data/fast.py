@@ -393,13 +393,18 @@ class _Columns:
 
     def _judge_all(self, extras: Sequence[str]) -> JudgeAll | None:
         form, chats = self.plan.form, set(self.found) == {"chat"}
-        asked = self.facts.rewarded or "label" in extras or bool(score_columns(self.plan.columns))
-        if not chats or (asked and extras):
+        if self.facts.rewarded and extras:
             return None
         values = self._tuple_of(self.plan.values)
+        if form == "pairs" and self.plan.explicit:
+            together = _prompted_pairs_of(values, chats)
+            compared = [(self._get(one), self._get(other)) for one, other in score_columns(self.plan.columns)]
+            return _with_scores_of(together, compared) if compared else together
+        if not chats or "label" in extras or score_columns(self.plan.columns):
+            return None
         if form in ("messages", "prompt"):
             return _chats_of(values, "assistant" if form == "messages" else "user")
-        return None if form != "pairs" or self.plan.explicit else _chat_pairs_of(values)
+        return _chat_pairs_of(values) if form == "pairs" else None
 
     # What is asked of the other columns.
 
@@ -504,6 +509,64 @@ def _chat_pairs_of(values: Callable[[Any], tuple[Any, ...]]) -> JudgeAll:
         return list(map(combine, zip(chosen.digests, rejected.digests, strict=True))) if good else None
 
     return judge
+
+
+def _prompted_pairs_of(values: Callable[[Any], tuple[Any, ...]], chats: bool) -> JudgeAll:
+    """Prompts with two answers each, of one message where they are chats."""
+    return _prompted_chat_pairs_of(values) if chats else _prompted_text_pairs_of(values)
+
+
+def _prompted_chat_pairs_of(values: Callable[[Any], tuple[Any, ...]]) -> JudgeAll:
+    def judge(rows: Sequence[Any]) -> list[int] | None:
+        prompt, chosen, rejected = map(_Chats.of, zip(*map(values, rows), strict=True))
+        answer = {("assistant",)}
+        if set(chosen.roles) != answer or set(rejected.roles) != answer or not prompt.are_good("user"):
+            return None
+        texts = [*zip(chosen.contents, rejected.contents, strict=True)]
+        if not all(one[0].strip() != other[0].strip() for one, other in texts):
+            return None
+        if not _begin_well([text for one, other in texts for text in (*one, *other)]):
+            return None
+        # In the order in which digests take the columns: what a row must have, then its prompt.
+        return list(map(combine, zip(chosen.digests, rejected.digests, prompt.digests, strict=True)))
+
+    return judge
+
+
+def _prompted_text_pairs_of(values: Callable[[Any], tuple[Any, ...]]) -> JudgeAll:
+    def judge(rows: Sequence[Any]) -> list[int] | None:
+        found = list(map(values, rows))
+        good = all(
+            prompt[-1:] not in " \t"
+            and chosen.strip() != rejected.strip()
+            and not chosen.startswith(prompt)
+            and not rejected.startswith(prompt)
+            for prompt, chosen, rejected in found
+        )
+        if not good or not _begin_well([text.lstrip() for texts in found for text in texts]):
+            return None
+        hash_of = _FOLDS["str"]
+        return [combine((hash_of(chosen), hash_of(rejected), hash_of(prompt))) for prompt, chosen, rejected in found]
+
+    return judge
+
+
+def _with_scores_of(judge: JudgeAll, compared: Sequence[tuple[Callable[[Any], Any], Callable[[Any], Any]]]) -> JudgeAll:
+    def with_scores(rows: Sequence[Any]) -> list[int] | None:
+        for one, other in compared:
+            for row in rows:
+                better, worse = one(row), other(row)
+                if type(better) not in (int, float) or type(worse) not in (int, float) or better < worse:
+                    return None
+        return judge(rows)
+
+    return with_scores
+
+
+def _begin_well(texts: Sequence[str]) -> bool:
+    """Whether each text begins with a letter or a digit."""
+    begin = "".join([text[:1] for text in texts])
+    return begin.isalnum() and len(begin) == len(texts)
 
 
 def _plain_chat(chat: list[_Message]) -> bool:
