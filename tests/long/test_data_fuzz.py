@@ -22,6 +22,8 @@ from ptcli.recipe.model import Recipe
 from tests.data_cases import fuzz
 from tests.data_cases.tokenizer import write_tokenizer
 
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
+
 VARIANTS = ("", "qwen3", "gemma", "bos", "lenient", "think")
 RANDOM_ROWS = 4000
 CHANGED_ROWS = 14_000
