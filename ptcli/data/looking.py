@@ -188,8 +188,6 @@ def rows_of(look: Look, job: Job, seen: Seen | None = None) -> Iterator[tuple[in
     seen = seen if seen is not None else Seen()
     faults = kept = 0
     for number, (row, size) in enumerate(_sized(job, seen)):
-        if job.most is not None and kept >= job.most:
-            return
         seen.raw, seen.bytes = number + 1, seen.bytes + size
         times = job.keep[number] if job.keep is not None and number < len(job.keep) else job.keep is None
         if isinstance(row, Bad):
@@ -203,6 +201,8 @@ def rows_of(look: Look, job: Job, seen: Seen | None = None) -> Iterator[tuple[in
         for _ in range(times if changed is not None else 1):
             yield number, changed, size
         kept += changed is not None
+        if job.most is not None and kept >= job.most:
+            return
 
 
 # --- rows of a block -------------------------------------------------------------------------------------------------
