@@ -23,9 +23,12 @@ def _lines(program: str) -> list[str]:
 
 
 @pytest.mark.parametrize("line", _lines("ptcli"))
-def test_command(line: str, ptcli: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command(line: str, ptcli: Callable, ptcli_process: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     arguments = shlex.split(line)[1:]
+    if arguments[0] == "validate-data":  # it leaves a process without torch
+        assert ptcli_process(*arguments).code == 0
+        return
     if arguments[0] == "serve-rollouts":  # its dry form is the same recipe's plan
         arguments[0] = "train"
     if arguments[0] == "doctor":  # it runs in tests/integration/test_math.py; here its options must be there
@@ -63,12 +66,26 @@ def test_reward() -> None:
 
 
 def test_error_message(tmp_path: Path, ptcli: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    (said,) = re.findall(r"^error: .*$", README, re.MULTILINE)
+    (said,) = re.findall(r"^error: recipes/.*$", README, re.MULTILINE)
     broken = tmp_path / "recipes/grpo.yaml"
     broken.parent.mkdir()
     broken.write_text((ROOT / "recipes/grpo.yaml").read_text().replace("learning_rate:", "learning_rat:"))
     monkeypatch.chdir(tmp_path)
     assert said in ptcli("train", "recipes/grpo.yaml", "--dry-run", "--assume-gpus", "8").err.splitlines()
+
+
+def test_report_on_data(tmp_path: Path, ptcli_process: Callable) -> None:
+    """Forty sums, of which two have the same answer twice."""
+    (block,) = (block for block in _blocks("text") if block.startswith("$ ptcli validate-data"))
+    command, _, said = block.partition("\n")
+    rows = tmp_path / "my.jsonl"
+    with rows.open("w") as file:
+        for number in range(40):
+            right, wrong = (f"It is {2 * number + more}." for more in (1, 1 if number in (3, 17) else 3))
+            row = {"prompt": f"What is {number} + {number + 1}?", "chosen": right, "rejected": wrong}
+            file.write(json.dumps(row) + "\n")
+    result = ptcli_process(*shlex.split(command.replace("my.jsonl", str(rows)))[2:])
+    assert (result.code, result.out) == (1, said)
 
 
 def test_every_command_is_mentioned(ptcli: Callable) -> None:

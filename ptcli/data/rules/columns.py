@@ -60,11 +60,13 @@ def missing_columns(profile: Profile, facts: Facts) -> Iterator[Finding]:
 
 
 def _misspelt_prompt(columns: Sequence[str], profile: Profile) -> Iterator[Finding]:
-    """Pairs may come without a prompt, but hardly beside a column that is called almost so."""
+    """Pairs may come without a prompt, but hardly beside a column that is called almost so; one with another name for
+    it may repeat what both answers begin with."""
     alike = _alike("prompt", [name for name in columns if name not in ("chosen", "rejected")])
     if alike is not None:
         message = f"there is no `prompt`, and `{clip(alike)}` looks like it: it is not read"
-        yield replace(_of_all("misspelt-column", message, profile, rename_line({alike: "prompt"})), severity="warning")
+        finding = _of_all("misspelt-column", message, profile, rename_line({alike: "prompt"}))
+        yield replace(finding, severity="warning") if alike.lower().strip() in ALIASES["prompt"] else finding
 
 
 def look_alikes(columns: Iterable[str], shapes: Iterable[Shape]) -> dict[str, str]:
