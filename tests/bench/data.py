@@ -27,7 +27,7 @@ MEGABYTES = int(os.environ.get("BENCH_DATA_MB", "1000"))
 _TOPICS = 4000
 """Texts that rows are put together from."""
 _TOKEN_ROWS = 4000
-_INTERVAL = 0.05
+_INTERVAL = 0.02
 """Seconds between two looks at the memory."""
 _MOST_BYTES = 400 * 2**20
 _MOST_SECONDS = 6.0
@@ -74,6 +74,18 @@ def pairs(random: Random) -> Iterator[Row]:
             "rejected": [_turn("assistant", f"Nobody knows. {random.choice(texts)}")],
             "score_chosen": 8.5,
             "score_rejected": 2,
+        }
+
+
+def text_pairs(random: Random) -> Iterator[Row]:
+    """Preference pairs of texts, whose common beginning is the prompt."""
+    texts, number = _texts(random), 0
+    while True:
+        number += 1
+        prompt = f"Human: {random.choice(texts)}\n\nNumber {number}?\n\nAssistant:"
+        yield {
+            "chosen": f"{prompt} It is {number}. {random.choice(texts)}",
+            "rejected": f"{prompt} Nobody knows. {random.choice(texts)}",
         }
 
 
@@ -241,10 +253,11 @@ def _tokens(folder: Path) -> tuple[str, bool]:
     return _figures(ours, theirs, "tokens/s", ratio, _LEAST_TOKENS), ratio >= _LEAST_TOKENS
 
 
-_ROWS = {"messages": conversations, "pairs": pairs}
+_ROWS = {"messages": conversations, "pairs": pairs, "text-pairs": text_pairs}
 CLAIMS = (
     Claim("data rows/s, SFT messages", _structure("messages", "sft")),
     Claim("data rows/s, preference pairs", _structure("pairs", "dpo")),
+    Claim("data rows/s, pairs of texts", _structure("text-pairs", "dpo")),
     Claim("data memory, SFT messages", _memory("messages", "sft")),
     Claim("data memory, preference pairs", _memory("pairs", "dpo")),
     Claim("data seconds of --sample 1000", _sample),
