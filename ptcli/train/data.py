@@ -22,8 +22,8 @@ from datasets import (
 from ptcli.builtin import data_path
 from ptcli.data.head import stream
 from ptcli.data.mixture import compile_transforms
-from ptcli.data.read.blocks import plain
 from ptcli.data.read.sources import Source, resolve
+from ptcli.data.read.tables import plain
 from ptcli.data.transforms import RowTransform
 from ptcli.errors import RequestError, WorkError
 from ptcli.methods import METHODS
