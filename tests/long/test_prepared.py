@@ -13,7 +13,6 @@ from tests.integration.test_prepared import (
     the_same_as_the_trainer_makes,
 )
 
-
 pytestmark = pytest.mark.long
 
 
