@@ -49,13 +49,23 @@ def in_order(
         try:
             yield from _with_pool(pool, work, jobs, 2 * workers, alone)
         finally:
-            for process in list((getattr(pool, "_processes", None) or {}).values()):
-                process.kill()  # what is not done by now is not wanted any more
-            pool.shutdown(wait=True, cancel_futures=True)
+            _end(pool)
     except BrokenProcessPool as error:
         raise WorkError("a process that read the data was killed, perhaps for want of memory") from error
     except MemoryError as error:
         raise WorkError("there is not enough memory to read the data") from error
+
+
+def _end(pool: ProcessPoolExecutor) -> None:
+    """End the workers at once: what is not done by now is not wanted any more."""
+    results = getattr(pool, "_result_queue", None)
+    if results is not None:
+        # Only workers write to it. One that is killed in the middle of a result leaves half of it in the pipe, and the
+        # pool would wait for the other half for ever if this process held the pipe's writing end open.
+        results._writer.close()
+    for process in list((getattr(pool, "_processes", None) or {}).values()):
+        process.kill()
+    pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _with_pool(
