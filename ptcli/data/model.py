@@ -113,7 +113,7 @@ class Profile:
 
     rows: int = 0
     columns: Counter[tuple[str, ...]] = field(default_factory=Counter)
-    """Sorted column names of a row -> rows with exactly these (at most 256 different; the others under OTHER_COLUMNS)."""
+    """Sorted column names of a row -> rows with exactly these (at most 256 different; others under OTHER_COLUMNS)."""
     first_columns: dict[tuple[str, ...], int] = field(default_factory=dict)
     """Key of `columns` -> the first row with it."""
     kinds: dict[str, Counter[Kind]] = field(default_factory=dict)
