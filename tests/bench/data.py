@@ -82,7 +82,7 @@ def text_pairs(random: Random) -> Iterator[Row]:
     texts, number = _texts(random), 0
     while True:
         number += 1
-        prompt = f"Human: {random.choice(texts)}\n\nNumber {number}?\n\nAssistant:"
+        prompt = f"Human: {random.choice(texts)[:80]}\n\nNumber {number}?\n\nAssistant:"
         yield {
             "chosen": f"{prompt} It is {number}. {random.choice(texts)}",
             "rejected": f"{prompt} Nobody knows. {random.choice(texts)}",
