@@ -142,7 +142,7 @@ class Look:
         if isinstance(data, Bad):
             seen.profile.hit(_unreadable(job.block, data), 0)
             return
-        lines = list(split_lines(data))
+        lines = [line for line in data.split(b"\n") if line and not line.isspace()]
         unreadable: set[int] = set()
 
         def slow(number: int) -> Row | None:
@@ -158,10 +158,9 @@ class Look:
         assert self.schemas is not None
         look(lines, data, checker, self.schemas, slow)
         seen.raw, seen.bytes = len(lines), len(data)
-        there = [number for number in range(len(lines)) if number not in unreadable]
-        some = random.Random(job.block.start).sample(there, min(job.wanted, len(there)))
+        some = random.Random(job.block.start).sample(range(len(lines)), min(job.wanted, len(lines)))
         seen.sample = list(_given(_decoded(lines, some)))
-        longest = heapq.nlargest(_LONGEST, there, key=lambda number: len(lines[number]))
+        longest = heapq.nlargest(_LONGEST, range(len(lines)), key=list(map(len, lines)).__getitem__)
         seen.longest = list(_given(_decoded(lines, longest)))
 
     def _count(self, job: Job) -> Seen:
