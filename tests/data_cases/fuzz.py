@@ -7,6 +7,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from random import Random
 from typing import Any
 
@@ -89,7 +90,7 @@ def _drop(random: Random, place: Any, key: Any) -> None:
 
 
 def _replace(random: Random, place: Any, key: Any) -> None:
-    place[key] = random.choice((random.choice(SCALARS), random.choice(STRINGS)))
+    place[key] = random.choice((deepcopy(random.choice(SCALARS)), random.choice(STRINGS)))
 
 
 def _rename(random: Random, place: Any, key: Any) -> None:
@@ -98,7 +99,9 @@ def _rename(random: Random, place: Any, key: Any) -> None:
 
 
 def _wrap(random: Random, place: Any, key: Any) -> None:
-    place[key] = random.choice(([place[key]], {"content": place[key]}, json.dumps(place[key]), [place[key]] * 2))
+    place[key] = random.choice(
+        ([place[key]], {"content": place[key]}, json.dumps(place[key]), [place[key], deepcopy(place[key])])
+    )
 
 
 def _bury(random: Random, place: Any, key: Any) -> None:

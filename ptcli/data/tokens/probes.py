@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ptcli.data.model import Hit
+from ptcli.data.rules.words import clip
 from ptcli.data.tokens.encoded import Chat
 
 _PROBE = 40
@@ -59,8 +60,9 @@ def _judge(message: Mapping[str, Any], content: str, text: str) -> Iterator[tupl
             Hit(_DROPS_TOOLS, "error", f"the chat template leaves a tool's answer out: {_quote(content)}", _FIX),
         )
     elif role not in _KNOWN:
-        said = f"the chat template leaves the messages of role `{role}` out: {_quote(content)}"
-        yield role, Hit("unknown-role", "error", said, f"map it to `system`: `map_roles: {{{role}: system}}`")
+        name = clip(role)
+        said = f"the chat template leaves the messages of role `{name}` out: {_quote(content)}"
+        yield name, Hit("unknown-role", "error", said, f"map it to `system`: `map_roles: {{{name}: system}}`")
     else:
         severity = "warning" if role == "system" else "error"
         said = f"the chat template leaves the content of the {role}'s message out: {_quote(content)}"
