@@ -101,7 +101,7 @@ def check(
         findings=tuple(_accepted(findings, recipe.data.allow)),
         notes=(*notes, *(note for each in done for note in each.notes)),
         tokenized=sum(each.tokenized for each in done),
-        summary=tuple(train.summary),
+        summary=(*train.summary, *_rows_in_all(done)),
     )
     shown = _show(train, depth.show) if depth.show else ()
     return Checked(report, {each.context.split: each.examined for each in done}, shown, tokenizer)
@@ -207,6 +207,13 @@ def _across(done: Sequence[_Split]) -> Iterator[Finding]:
         yield from overlap(train.examined.profile, other.examined.profile, other.context)
         if train.checker is not None:
             yield from eval_mask_mismatch(train.examined.profile, other.examined.profile, other.context)
+
+
+def _rows_in_all(done: Sequence[_Split]) -> Iterator[str]:
+    from ptcli.data.summary import summarize_rows
+
+    train, *others = done
+    return summarize_rows(train.examined.profile, {each.context.split: each.examined.profile for each in others})
 
 
 def _accepted(findings: Iterable[Finding], allowed: Sequence[str]) -> Iterator[Finding]:

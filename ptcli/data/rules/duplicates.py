@@ -16,7 +16,7 @@ _FEW = 500_000
 
 def duplicate_rows(profile: Profile, facts: Facts) -> Iterator[Finding]:
     """Exact duplicates of what the trainer reads, more than one in a hundred."""
-    count = _repeated(profile)
+    count = repeated(profile)
     rows = len(profile.digests)
     if rows == 0 or count <= _MOST * rows:
         return
@@ -26,7 +26,7 @@ def duplicate_rows(profile: Profile, facts: Facts) -> Iterator[Finding]:
     yield Finding("duplicate-rows", "warning", message, count, first, "drop the copies", count / rows)
 
 
-def _repeated(profile: Profile) -> int:
+def repeated(profile: Profile) -> int:
     """Rows that repeat an earlier one."""
     digests = profile.digests
     if len(digests) <= _FEW:

@@ -140,8 +140,8 @@ def test_many_duplicates_are_counted_like_few() -> None:
         many.digests.append(n % 540_000)
     assert duplicates.found_in(array("Q", [5, 600_000, 7]), many.digests) == [0, 2]
     assert duplicates.found_in(many.digests, array("Q")) == []
-    assert duplicates._repeated(few) == 10
-    assert duplicates._repeated(many) == 60_000
+    assert duplicates.repeated(few) == 10
+    assert duplicates.repeated(many) == 60_000
 
 
 def test_a_sample_says_nothing_of_what_is_left_over() -> None:
