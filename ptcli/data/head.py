@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptcli.data.model import Row
-from ptcli.data.read.blocks import cut, read_rows
-from ptcli.data.read.sources import Source, resolve
-from ptcli.data.read.text import Bad
 from ptcli.errors import RequestError, WorkError
 from ptcli.recipe.data_files import data_format, local_files
 
 if TYPE_CHECKING:
+    from ptcli.data.read.sources import Source
     from ptcli.recipe.model import DataEntry
 
 HEAD = 1000
@@ -40,6 +38,9 @@ def stream(source: Source) -> Iterator[Row]:
 
 
 def _all(source: Source) -> Iterator[Row]:
+    from ptcli.data.read.blocks import cut, read_rows
+    from ptcli.data.read.text import Bad
+
     for file in source.files:
         for block in cut(file):
             for row in read_rows(block):
@@ -55,6 +56,8 @@ def read_head(entry: DataEntry, rows: int = HEAD) -> list[Row] | None:
     known = [file for file in local_files(entry.path) if data_format(file)]
     if not known or not _is_quick(known[0]):
         return None
+    from ptcli.data.read.sources import resolve  # only now: planning on hub data needs no reader
+
     found: list[Row] = []
     with suppress(RequestError, WorkError, OSError):  # the check of the data says what is wrong with them
         found.extend(islice(_all(resolve(entry, ("path",))), rows))
