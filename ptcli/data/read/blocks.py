@@ -154,10 +154,13 @@ def _decompressed(file: DataFile) -> Iterator[Block]:
             kept.append(piece)
             held += len(piece)
             if held >= SIZE and b"\n" in piece:
-                whole, end, rest = b"".join(kept).rpartition(b"\n")
-                yield Block(file, lines=_without_bom(whole + end, number), size=pieces.read - told, begins_line=number)
-                number += whole.count(b"\n") + 1
-                kept, held, told = [rest], len(rest), pieces.read
+                whole, kept = _whole_lines(kept)
+                ends = whole.count(b"\n")
+                block = Block(file, lines=_without_bom(whole, number), size=pieces.read - told, begins_line=number)
+                del whole  # it may be large, and is not to be held twice
+                yield block
+                number, held, told = number + ends, len(kept[0]), pieces.read
+                del block
             elif held > LONGEST:
                 fault = f"has a line that {TOO_LONG}"
                 break
@@ -168,6 +171,14 @@ def _decompressed(file: DataFile) -> Iterator[Block]:
     yield Block(file, lines=_without_bom(rest, number), size=file.size - told, begins_line=number)
     if fault:
         yield Block(file, fault=fault)
+
+
+def _whole_lines(pieces: list[bytes]) -> tuple[bytes, list[bytes]]:
+    """The lines that end in some pieces, and what is left."""
+    joined = b"".join(pieces)
+    pieces.clear()
+    end = joined.rfind(b"\n") + 1
+    return joined[:end], [joined[end:]]
 
 
 def _without_bom(lines: bytes, number: int) -> bytes:
@@ -191,14 +202,22 @@ def _of_texts(file: DataFile, texts: Callable[[Iterable[bytes]], Iterator[bytes 
         if isinstance(text, Bad):
             fault = text.why
             break
+        if kept and held + len(text) >= SIZE:
+            yield Block(file, lines=_joined(kept), size=pieces.read - told)
+            held, told = 0, pieces.read
         kept.append(text)
         held += len(text)
-        if held >= SIZE:
-            yield Block(file, lines=b"\n".join(kept), size=pieces.read - told)
-            kept, held, told = [], 0, pieces.read
-    yield Block(file, lines=b"\n".join(kept), size=file.size - told)
+        del text
+    yield Block(file, lines=_joined(kept), size=file.size - told)
     if fault:
         yield Block(file, fault=fault)
+
+
+def _joined(lines: list[bytes]) -> bytes:
+    """Lines in one; the list is empty then, so that a long one is not held twice."""
+    joined = b"\n".join(lines)
+    lines.clear()
+    return joined
 
 
 def _of_table(file: DataFile) -> Iterator[Block]:

@@ -164,7 +164,7 @@ class _Text:
         """The next value as one line. A value that does not end yet is tried again with twice the text."""
         while True:
             try:
-                _, end = _scan(self._text, self._at)
+                end = _scan(self._text, self._at)[1]
             except RecursionError:
                 return Bad(_DEEP)
             except ValueError as error:
@@ -177,6 +177,8 @@ class _Text:
                 continue  # a number may go on
             line = _one_line(self._text[self._at : end])
             self._at = end
+            if len(line) > _MORE:  # what was read of a long one is not to be held any longer
+                self._text, self._at = self._text[end:], 0
             return line
 
     def _may_go_on(self, error: ValueError) -> bool:
