@@ -170,7 +170,7 @@ def _decompressed(file: DataFile) -> Iterator[Block]:
     rest = rest[: rest.rfind(b"\n") + 1] if fault else rest
     yield Block(file, lines=_without_bom(rest, number), size=file.size - told, begins_line=number)
     if fault:
-        yield Block(file, fault=fault)
+        yield Block(file, lines=b"", fault=fault, begins_line=number + rest.count(b"\n"))
 
 
 def _whole_lines(pieces: list[bytes]) -> tuple[bytes, list[bytes]]:

@@ -134,6 +134,16 @@ def test_an_array_that_ends_badly_is_unreadable_at_its_row(tmp_path: Path) -> No
     assert found(look(entry(tmp_path / "a.json")))["unreadable-file"] == (1, (999,))
 
 
+@pytest.mark.usefixtures("small_blocks")
+def test_the_place_of_the_end_of_a_file_that_is_cut_short(tmp_path: Path) -> None:
+    text = "".join(json.dumps(row) + "\n" for row in ROWS)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(text.encode())[:-20])
+    examined = look(entry(tmp_path / "a.jsonl.gz"))
+    (count, (row,)) = found(examined)["unreadable-file"]
+    assert (count, row) == (1, examined.rows)
+    assert examined.place(row) == f"a.jsonl.gz:{row + 1}"
+
+
 @pytest.mark.parametrize("depth", [300, 900])
 def test_deep_nesting_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, depth: int) -> None:
     monkeypatch.setattr(engine, "_SMALL", 0)
