@@ -17,7 +17,6 @@ from ptcli.methods import METHODS, Head, Method
 from ptcli.recipe.model import ModelSpec, Recipe
 from ptcli.recipe.secrets import reveal
 from ptcli.train.config import training_arguments
-from ptcli.train.data import load_data
 from ptcli.train.models import (
     base_path,
     is_adapter,
@@ -34,6 +33,7 @@ from ptcli.train.prepared import load as load_prepared
 from ptcli.train.processors import load_processor
 from ptcli.train.prompts import check_padding, tokenize_prompts
 from ptcli.train.reference import complete_reference, own_reference
+from ptcli.train.rendered import load_rows
 from ptcli.train.reward_loading import load_rewards, name_models
 from ptcli.train.rewards import Reward
 from ptcli.train.start import with_start
@@ -63,7 +63,7 @@ def build_trainer(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> 
     processor = load_processor(recipe.model, generates=row.online)
     check_vocabularies(recipe, processor)
     with PartialState().local_main_process_first():  # it reads the files, the others find its cache
-        train, evaluation = load_data(recipe)
+        train, evaluation = load_rows(recipe, processor)
     prepared = load_prepared(recipe, arguments, processor, train, evaluation)
     if row.prompts != "text":
         check_padding(processor)

@@ -80,12 +80,12 @@ def prepare(recipe: Recipe) -> Path | None:
     if row.trainer not in PREPARES:
         return None
     from ptcli.train.build import build_arguments
-    from ptcli.train.data import load_data
     from ptcli.train.processors import load_processor
+    from ptcli.train.rendered import load_rows
 
     arguments = build_arguments(recipe, row, by_path=False)
     processor = load_processor(recipe.model, generates=row.online)
-    sets = as_sets(*load_data(recipe))
+    sets = as_sets(*load_rows(recipe, processor))
     if _on_the_fly(sets, arguments):
         return None
     return make(
