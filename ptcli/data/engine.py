@@ -15,7 +15,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from ptcli.data.choosing import Chosen, all_jobs, sampled_jobs
-from ptcli.data.looking import Given, Job, Look, PreparedEntry, Seen, rows_of
+from ptcli.data.looking import Given, Job, Look, PreparedEntry, Seen, given, rows_of
 from ptcli.data.model import Context, Hit, Profile, Row
 from ptcli.data.read.blocks import SIZE, Block, bytes_of, cut, read_lines
 from ptcli.data.read.sources import DataFile
@@ -247,7 +247,7 @@ class _Together:
         examined.numbered = not examined.estimated or all(known.exact is not None for known in self.chosen.known)
         self.sample = _evenly(self.sample, self.most)
         self._drop_some()
-        rows = {number: row for _, number, row in (*self.sample, *self.longest)}
+        rows = {number: row for _, number, row in given([*self.sample, *self.longest])}
         examined.token_sample = sorted(rows.items(), key=lambda each: each[0])
         for file in {file.path: file for entry in self.chosen.entries for file in entry.source.files}.values():
             if file.has_changed():

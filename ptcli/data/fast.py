@@ -7,6 +7,7 @@ in each block, from which the others are counted on: whatever is not understood 
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -65,7 +66,10 @@ _SUSPICIOUS_UNICODE = (
 )
 """Wherever `text.plain` objects to a text of a line, one of these is found in the line; not the other way round."""
 
-Search = Callable[[bytes], Any]
+ALL_SEARCHES = [pattern.search for pattern in _SUSPICIOUS + _SUSPICIOUS_UNICODE]
+
+Search = Callable[..., Any]
+"""A pattern's `search`."""
 
 
 def searches(lines: bytes) -> list[Search]:
@@ -87,26 +91,36 @@ def look(
 
     `slow` is given the number of a line, and gives back its row, or None where it has none.
     """
-    block = _Block(checker.profile, searches(data))
-    schema: Schema | None = None
+    go_on(lines, GoodRows(checker.profile, searches(data)), schemas, slow)
+
+
+def go_on(
+    lines: Sequence[bytes],
+    good: GoodRows,
+    schemas: Schemas,
+    slow: Callable[[int], Row | None],
+    begin: int = 0,
+    schema: Schema | None = None,
+) -> None:
+    """The same from the line `begin` on, where rows before it were of this schema."""
     alone = misses = 0
-    for start in range(0, len(lines), _TOGETHER):
+    for start in range(begin, len(lines), _TOGETHER):
         together = lines[start : start + _TOGETHER]
         if schema is not None and not alone:
-            if block.takes_all(together, start, schema):
+            if good.takes_all(together, start, schema):
                 misses = 0
                 continue
             misses = min(misses + 1, _MOST_MISSES)
             alone = 2**misses  # where rows are of many kinds, trying costs more than it saves
         alone = max(alone - 1, 0)
         for number, line in enumerate(together, start):
-            if schema is None or not block.takes(line, number, schema):
+            if schema is None or not good.takes(line, number, schema):
                 row = slow(number)
                 schema = schemas.of(row) if row is not None else schema
-    block.add_counts()
+    good.add_counts()
 
 
-class _Block:
+class GoodRows:
     """The plainly good rows of a block."""
 
     def __init__(self, profile: Profile, suspicious: list[Search]):
@@ -123,13 +137,13 @@ class _Block:
         found = set(map(_no_kinds if schema.extras is None else _kinds_of, map(schema.extras or _no_kinds, rows)))
         counts = self.counts.get(schema, {})
         glued = list(map(schema.glued, rows)) if schema.glued is not None else []
-        if len(found) != 1 or not found <= counts.keys() or (any(glued) and _GLUED not in self.profile.hits):
+        if len(found) != 1 or not found <= counts.keys() or (any(glued) and not self.knows_glued):
             return False
         counts[found.pop()] += len(rows)
         for at, is_glued in enumerate(glued, number):
             if is_glued:
-                self._count_glued(at)
-        self._add(number, digests)
+                self.count_glued(at)
+        self._add(number, array("Q", digests))
         if schema.label is not None:
             self.profile.labels.extend(map(schema.label, rows))
             for completion in map(schema.completion, rows) if schema.completion is not None else ():
@@ -150,7 +164,17 @@ class _Block:
             return None
         return rows if len(rows) == len(lines) else None
 
-    def _add(self, number: int, digests: Sequence[int]) -> None:
+    def add_sure(self, number: int, digests: array[int], schema: Schema, kinds: tuple[Kind, ...]) -> None:
+        """Counts rows that are known to be plainly good, by their digests."""
+        self.counts[schema][kinds] += len(digests)
+        self._add(number, digests)
+
+    @property
+    def knows_glued(self) -> bool:
+        """Whether the words of the one hit that good rows may have are there."""
+        return _GLUED in self.profile.hits
+
+    def _add(self, number: int, digests: array[int]) -> None:
         profile = self.profile
         if number != profile.rows:
             profile.counts["renumbered"] = 1
@@ -169,11 +193,11 @@ class _Block:
         if not schema.judge(row, suspicious):
             return False
         is_glued = schema.glued is not None and schema.glued(row)
-        if (is_glued and _GLUED not in self.profile.hits) or not self._is_known(row, schema):
+        if (is_glued and not self.knows_glued) or not self._is_known(row, schema):
             return False
         if is_glued:
-            self._count_glued(number)
-        self._add(number, (schema.digest(row),))
+            self.count_glued(number)
+        self._add(number, array("Q", (schema.digest(row),)))
         if schema.label is not None:
             self.profile.labels.append(schema.label(row))
             if schema.completion is not None:
@@ -191,7 +215,7 @@ class _Block:
         counts[kinds] += 1
         return True
 
-    def _count_glued(self, number: int) -> None:
+    def count_glued(self, number: int) -> None:
         tally = self.profile.hits[_GLUED]
         tally.count += 1
         if len(tally.rows) < MOST_ROWS:
@@ -426,7 +450,8 @@ def _good(text: str) -> bool:
     return text[:1].isalnum() or text.lstrip()[:1] not in ("", "[", "{")
 
 
-def _good_answer(text: str) -> bool:
+def good_answer(text: str) -> bool:
+    """The same, with a letter or a digit."""
     return text[:1].isalnum() or (_good(text) and has_word(text))
 
 
@@ -445,7 +470,7 @@ def _good_chat(chat: list[_Message], last: str) -> bool:
     for message in chat:
         if not message.content[:1].isalnum() and not _good(message.content):
             return False
-    return last != "assistant" or _good_answer(chat[-1].content)
+    return last != "assistant" or good_answer(chat[-1].content)
 
 
 def _fold_chat(chat: list[_Message]) -> int:
@@ -574,7 +599,7 @@ def _plain_chat(chat: list[_Message]) -> bool:
 
 
 def _alone(values: Callable[[Any], tuple[str]], *, answer: bool) -> Judge:
-    good = _good_answer if answer else _good
+    good = good_answer if answer else _good
 
     def judge(row: Any, suspicious: bool) -> bool:
         (text,) = values(row)
@@ -605,7 +630,7 @@ def _chat_pair(values: Callable[[Any], tuple[Any, ...]]) -> Judge:
             and len(chosen) == len(rejected)
             and chosen[:-1] == rejected[:-1]
             and rejected[-1].role == "assistant"
-            and _good_answer(rejected[-1].content)
+            and good_answer(rejected[-1].content)
             and _differ(chosen[-1].content, rejected[-1].content)
             and not (suspicious and not (_plain_chat(chosen) and plain(rejected[-1].content)))
         )
@@ -619,7 +644,7 @@ def _prompted_chats(values: Callable[[Any], tuple[Any, ...]], pairs: bool) -> Ju
     def judge(row: Any, suspicious: bool) -> bool:
         prompt, *answers = values(row)
         for answer in answers:
-            if len(answer) != 1 or answer[0].role != "assistant" or not _good_answer(answer[0].content):
+            if len(answer) != 1 or answer[0].role != "assistant" or not good_answer(answer[0].content):
                 return False
         return (
             _good_chat(prompt, "user")
@@ -640,8 +665,8 @@ def _text_pair(values: Callable[[Any], tuple[Any, ...]]) -> Judge:
             shared > 0
             and well_cut(chosen, rejected, shared)
             and chosen[shared - 1] in " \n"
-            and _good_answer(chosen)
-            and _good_answer(rejected)
+            and good_answer(chosen)
+            and good_answer(rejected)
             and not chosen[:shared].isspace()
             and _differ(chosen, rejected)
             and not (suspicious and not (plain(chosen) and plain(rejected)))
@@ -656,7 +681,7 @@ def _prompted_texts(values: Callable[[Any], tuple[Any, ...]], pairs: bool) -> Ju
     def judge(row: Any, suspicious: bool) -> bool:
         prompt, *answers = values(row)
         for answer in answers:
-            if not _good_answer(answer) or answer.startswith(prompt):
+            if not good_answer(answer) or answer.startswith(prompt):
                 return False
         return (
             _good(prompt)

@@ -32,12 +32,14 @@ _MOST_GIVEN = 4 << 20
 _MOST_FAULTS = 10_000
 """Rows of one block that cannot be read, after which the rest of it is only counted."""
 _TOKEN_BATCH = 512
+LARGE = 16 << 20
+"""Bytes of data for which importing pyarrow takes less time than it saves."""
 
 Transform = Callable[[Row], Row | None]
 Sized = tuple[Row | Bad, int]
 """A row, or what is none, and its bytes."""
-Given = tuple[int, int, Row]
-"""Bytes, number and row of what is given back for the token rules."""
+Given = tuple[int, int, Row | bytes]
+"""Bytes, number, and row or line of what is given back for the token rules."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,11 @@ class Look:
     def __init__(self, entries: Sequence[PreparedEntry], context: Context | None, tokens: TokenChecker | None):
         self.entries, self.context, self.tokens = entries, context, tokens
         self.schemas = Schemas(Facts(context)) if context is not None else None
+        self._columnar: Any = None
+        if self.schemas is not None and tokens is None and sum(entry.source.size for entry in entries) > LARGE:
+            from ptcli.data import columnar  # before the fork, so that workers share it
+
+            self._columnar, self._layouts = columnar, columnar.Layouts(self.schemas)
 
     def __call__(self, job: Job) -> Seen:
         if job.counts:
@@ -126,7 +133,7 @@ class Look:
                 batch = self._tokenize(batch, number, row)
             else:
                 reservoir.add(number, row, size)
-        seen.sample, seen.longest = list(_given(reservoir.rows)), list(_given(reservoir.longest))
+        seen.sample, seen.longest = list(given(reservoir.rows)), list(given(reservoir.longest))
         if self.tokens is not None:
             self.tokens.add(batch)
             seen.tally = self.tokens.reset()
@@ -142,7 +149,8 @@ class Look:
         if isinstance(data, Bad):
             seen.profile.hit(_unreadable(job.block, data), 0)
             return
-        lines = [line for line in data.split(b"\n") if line and not line.isspace()]
+        columns = self._columnar.lines_of(data) if self._columnar else None
+        lines = columns if columns is not None else _split(data)
         unreadable: set[int] = set()
 
         def slow(number: int) -> Row | None:
@@ -156,12 +164,15 @@ class Look:
             return None
 
         assert self.schemas is not None
-        look(lines, data, checker, self.schemas, slow)
+        if columns is not None:
+            self._columnar.look(columns, checker, self._layouts, slow)
+        else:
+            look(lines, data, checker, self.schemas, slow)
         seen.raw, seen.bytes = len(lines), len(data)
         some = random.Random(job.block.start).sample(range(len(lines)), min(job.wanted, len(lines)))
-        seen.sample = list(_given(_decoded(lines, some)))
-        longest = heapq.nlargest(_LONGEST, range(len(lines)), key=list(map(len, lines)).__getitem__)
-        seen.longest = list(_given(_decoded(lines, longest)))
+        seen.sample = list(_short(lines, some))
+        longest = columns.longest(_LONGEST) if columns is not None else _longest(lines)
+        seen.longest = list(_short(lines, longest))
 
     def _count(self, job: Job) -> Seen:
         """Which rows there are, of a block whose rows are all read before any is chosen."""
@@ -273,20 +284,34 @@ def _size(row: Row) -> int:
         return 1
 
 
-def _decoded(lines: Sequence[bytes], numbers: Iterable[int]) -> Iterator[Given]:
+def _split(data: bytes) -> list[bytes]:
+    """The lines that are not blank."""
+    return [line for line in data.split(b"\n") if line and not line.isspace()]
+
+
+def _longest(lines: Sequence[bytes]) -> list[int]:
+    """The numbers of the longest ones."""
+    return heapq.nlargest(_LONGEST, range(len(lines)), key=list(map(len, lines)).__getitem__)
+
+
+def _short(lines: Sequence[bytes], numbers: Iterable[int]) -> Iterator[Given]:
+    """Those lines that can be given back; they become rows where they are still wanted in the end."""
     for number in numbers:
-        if len(lines[number]) <= _MOST_GIVEN and isinstance(row := decode_line(lines[number]), dict):
-            yield len(lines[number]), number, row
+        line = lines[number]
+        if len(line) <= _MOST_GIVEN:
+            yield len(line), number, line
 
 
-def _given(rows: Iterable[Given]) -> Iterator[Given]:
-    """Those that can be sent to another process."""
-    for size, number, row in rows:
+def given(rows: Iterable[Given]) -> Iterator[tuple[int, int, Row]]:
+    """Those that can be sent to another process, as rows."""
+    for size, number, found in rows:
+        row = decode_line(found) if isinstance(found, bytes) else found
         try:
             pickle.dumps(row)
         except Exception:  # nested too deeply, or what JSON has not
             continue
-        yield size, number, row
+        if isinstance(row, dict):
+            yield size, number, row
 
 
 def _through(transform: Transform, row: Row, number: int, seen: Seen) -> Row | None:

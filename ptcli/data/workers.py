@@ -18,6 +18,10 @@ _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
 
 _PR_SET_PDEATHSIG = 1
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT = 32 << 20
+"""Bytes of freed memory that a worker keeps: getting them anew from the system for every block takes longer than the
+work that is done in them."""
 _work: Callable[[Any], Any] | None = None
 """What the workers do: set before they are forked, so that it need not be picklable."""
 
@@ -96,7 +100,12 @@ def _begin(parent: int) -> None:
     """The parent alone hears Ctrl-C, and ends its workers; none of them outlives it, however it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    library = ctypes.CDLL(None)
+    mallopt = getattr(library, "mallopt", None)
+    if mallopt:  # glibc
+        mallopt(_M_MMAP_THRESHOLD, _KEPT)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT)
+    prctl = getattr(library, "prctl", None)
     if prctl:  # Linux
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:

@@ -16,7 +16,7 @@ from ptcli.data.read.text import LONGEST, TOO_LONG, Bad, decode_line, texts_of_a
 
 SIZE = 4 << 20
 """Bytes of a block of lines."""
-_STEP = 1 << 18
+_STEP = 1 << 15
 """Bytes in which a line end is looked for."""
 _BOM = b"\xef\xbb\xbf"
 TEXT = frozenset({"lines", "array", "values"})

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import xxhash
 
-_PRIME = 0x100000001B3
+PRIME = 0x100000001B3
 _MASK = (1 << 64) - 1
 
 _encode = msgspec.json.Encoder(order="sorted").encode
@@ -26,17 +26,18 @@ def combine(digests: Iterable[int]) -> int:
     """One digest of several, which are in order (FNV-1, a digest at a time); of one, that one."""
     result = 0
     for each in digests:
-        result = ((result * _PRIME) & _MASK) ^ each
+        result = ((result * PRIME) & _MASK) ^ each
     return result
 
 
 def of_chat(roles: tuple[str, ...], contents: list[str]) -> int:
     """The digest of a chat of texts. Raises UnicodeEncodeError for lone surrogates."""
-    return _digest("\0".join(contents).encode(), _seed(roles))
+    return _digest("".join(contents).encode(), seed_of(roles))
 
 
 @lru_cache(4096)
-def _seed(roles: tuple[str, ...]) -> int:
+def seed_of(roles: tuple[str, ...]) -> int:
+    """What the digest of a chat begins with."""
     return _digest("\0".join(roles).encode())
 
 

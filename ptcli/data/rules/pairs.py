@@ -14,8 +14,8 @@ from ptcli.data.rules.words import LEAVE_OUT, clip, quote, typed
 
 SHORT_PROMPT = 20
 """A text prompt of fewer characters may begin an answer by chance (`Hi`, `Hi there`)."""
-_FEW = 5
-_MOST = 0.8
+FEW = 5
+MOST = 0.8
 _SCORES = ("score", "rating", "reward", "grade", "preference", "quality")
 
 
@@ -133,7 +133,7 @@ def well_cut(chosen: str, rejected: str, shared: int) -> bool:
     """Whether a shared beginning of text looks like a prompt."""
     shorter = min(len(chosen), len(rejected))
     apart = chosen[shared - 1].isspace() and not chosen[:shared].isspace()
-    return apart and shorter - shared >= _FEW and shared <= _MOST * shorter
+    return apart and shorter - shared >= FEW and shared <= MOST * shorter
 
 
 def _shared_text(chosen: str, rejected: str, shared: int) -> Iterator[Hit]:
@@ -144,7 +144,7 @@ def _shared_text(chosen: str, rejected: str, shared: int) -> Iterator[Hit]:
         return
     if not chosen[shared - 1].isspace():
         what = f"ends inside a word or right after one ({clip(chosen[max(0, shared - 20) : shared])!r})"
-    elif shorter - shared < _FEW:
+    elif shorter - shared < FEW:
         what = f"leaves {shorter - shared} characters of an answer"
     else:
         what = f"covers {shared / shorter:.0%} of an answer"
