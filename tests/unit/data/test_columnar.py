@@ -166,3 +166,23 @@ def test_lines() -> None:
     assert lines is not None
     assert lines[1:3] == [b'{"a": 200}', b'{"a": 3}']
     assert [lines.longest(most) for most in (1, 3, 9)] == [[1], [1, 3, 0], [1, 3, 0, 2]]
+
+
+ROLES = ("system", "user", "assistant", "", "u", "use", "users", "assiftant", "assistent", "System", "systen", "tool")
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_roles(method: str) -> None:
+    """Chats of all kinds of roles in any order."""
+    random = Random(0)
+    rows: list[Any] = [GOOD_ROWS["sft messages" if method == "sft" else "reward whole chats"][1]]
+    for _ in range(400):
+        known = random.random() < 0.7
+        roles = random.choices(ROLES[:3] if known else ROLES, k=random.choice((0, 1, 2, 2, 3, 4)))
+        chats = [
+            [{"role": role, "content": random.choice(("Yes", "No"))} for role in roles[: random.choice((9, 9, 1))]]
+            for _ in range(len(rows[0]))
+        ]
+        rows += [dict(zip(rows[0], chats, strict=True)), rows[0]]
+    by_columns, by_rows, _ = both(lines_with(rows), method)
+    assert by_columns == by_rows
