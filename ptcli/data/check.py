@@ -99,7 +99,7 @@ def check(
         rows=train.examined.rows,
         checked=sum(each.examined.profile.rows for each in done),
         findings=tuple(_accepted(findings, recipe.data.allow)),
-        notes=(*notes, *(note for each in done for note in each.notes)),
+        notes=(*notes, *_sampled(done, depth)),
         tokenized=sum(each.tokenized for each in done),
         summary=(*train.summary, *_rows_in_all(done)),
     )
@@ -118,7 +118,6 @@ class _Split:
     checker: TokenChecker | None
     tokenized: int = 0
     summary: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
 
 
 def _prepare(recipe: Recipe, entries: Sequence[DataEntry], split: str) -> list[PreparedEntry]:
@@ -207,6 +206,15 @@ def _across(done: Sequence[_Split]) -> Iterator[Finding]:
         yield from overlap(train.examined.profile, other.examined.profile, other.context)
         if train.checker is not None:
             yield from eval_mask_mismatch(train.examined.profile, other.examined.profile, other.context)
+
+
+def _sampled(done: Sequence[_Split], depth: Depth) -> Iterator[str]:
+    """What of a large file was not looked at."""
+    rows, tokenized = sum(each.examined.rows for each in done), sum(each.tokenized for each in done)
+    if depth.sample is not None:
+        yield f"about {rows:,} rows, by a sample; without --sample all are read"
+    elif tokenized and tokenized < sum(each.examined.profile.rows for each in done) and not depth.full:
+        yield f"{tokenized:,} of {rows:,} rows were tokenized, from all over the files; --full does it with all"
 
 
 def _rows_in_all(done: Sequence[_Split]) -> Iterator[str]:
