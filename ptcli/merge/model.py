@@ -137,6 +137,8 @@ class MergePlan:
     notes: tuple[str, ...] = ()
     """What a person should know of this merge."""
     max_shard_bytes: int | None = None
+    allow_missing: bool = False
+    """The adapter may lack tensors that its config targets."""
     memory: int = 0
     """Bytes of memory that it takes, about."""
 
@@ -161,6 +163,8 @@ class Merged:
     verified: bool
     max_abs_diff: float | None
     seconds: float
+    verification: str = ""
+    """What verification says to a person; not in JSON."""
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "verification"}

@@ -1,0 +1,393 @@
+"""The streaming merge: row blocks of each tensor are read, changed and written in place, one worker a file.
+
+Nothing is held but a block or two a worker and the pair A and B of the tensor at hand, so memory does not grow with
+the model. What the adapter leaves alone is copied by the kernel. The arithmetic is PEFT's (`peft.tuners.lora.layer`,
+0.21.2, its default merge): the change is computed and added in float32, and rounded once to the weight's dtype.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from ptcli.errors import WorkError
+from ptcli.merge.headers import build_header, read_metadata
+from ptcli.merge.model import (
+    AddBias,
+    AddLora,
+    MergePlan,
+    Operation,
+    Output,
+    Progress,
+    Replace,
+    ReplaceRows,
+    Shard,
+    Tensor,
+)
+
+BLOCK = 2 << 20
+"""Bytes of a weight that are worked on at once: with their float32 form they stay in the processor's cache."""
+_COPIED = 32 << 20
+"""Bytes that the kernel copies between two looks at whether to stop."""
+_MOST_WORKERS = 16
+_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+_NO_KERNEL_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
+
+
+class Stopped(Exception):
+    """Another worker failed, or a person asked to stop."""
+
+
+def stream(plan: MergePlan, folder: Path, progress: Progress) -> None:
+    """Write every shard of a plan into `folder`, down to the disk. Raises WorkError; the folder is then not whole."""
+    threads, done = torch.get_num_threads(), _Done(plan.nbytes, progress)
+    try:
+        check_finite(plan)
+        _run(plan.shards, folder, done)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(shards: tuple[Shard, ...], folder: Path, done: _Done) -> None:
+    """One worker a file: writes of two to one file would wait for its lock in the kernel. One torch thread a worker:
+    OpenMP's threads spin where there are more of them than cores."""
+    count = min(len(shards), len(os.sched_getaffinity(0)), _MOST_WORKERS)
+    with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        jobs = [pool.submit(_write_shard, shard, folder, done) for shard in sorted(shards, key=lambda s: -s.nbytes)]
+        try:
+            finished, _ = wait(jobs, return_when=FIRST_EXCEPTION)
+        finally:
+            done.stop.set()
+    errors = [error for job in finished if (error := job.exception()) and not isinstance(error, Stopped)]
+    if errors:
+        raise errors[0]
+
+
+class _Done:
+    """Bytes written by all workers, and whether they shall go on."""
+
+    def __init__(self, total: int, progress: Progress):
+        self.stop = threading.Event()
+        self._total, self._progress = total, progress
+        self._bytes, self._lock = 0, threading.Lock()
+
+    def add(self, nbytes: int) -> None:
+        if self.stop.is_set():
+            raise Stopped
+        with self._lock:
+            self._bytes += nbytes
+            self._progress("merging", self._bytes, self._total)
+
+
+# --- a file ----------------------------------------------------------------------------------------------------------
+
+
+def _write_shard(shard: Shard, folder: Path, done: _Done) -> None:
+    path = folder / shard.name
+    try:
+        with Files() as files, _created(path) as out:
+            worker = _Worker(files, out, done)
+            place = worker.header(shard)
+            for output in shard.tensors:
+                worker.write(output, place)
+                place += output.nbytes
+            worker.flush()
+            os.fsync(out)
+    except OSError as error:
+        raise WorkError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _created(path: Path) -> Iterator[int]:
+    out = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        yield out
+    finally:
+        os.close(out)
+
+
+class Files:
+    """Open files to read from, by path. A context manager that closes them."""
+
+    def __init__(self) -> None:
+        self._open: dict[Path, int] = {}
+
+    def __enter__(self) -> Files:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+
+    def __getitem__(self, path: Path) -> int:
+        if path not in self._open:
+            self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return self._open[path]
+
+    def fill(self, buffer: memoryview, path: Path, start: int) -> None:
+        """Read as many bytes as the buffer has. Raises WorkError when the file ends before."""
+        while buffer:
+            count = os.preadv(self[path], [buffer], start)
+            if not count:
+                raise WorkError(f"{path} became shorter while it was read")
+            buffer, start = buffer[count:], start + count
+
+
+def _write_all(out: int, buffer: memoryview, place: int) -> None:
+    while buffer:
+        count = os.pwrite(out, buffer, place)
+        buffer, place = buffer[count:], place + count
+
+
+class _Block:
+    """Memory that is used again for every block: fresh memory would be page faults, which cost more than the sums."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def take(self, nbytes: int) -> memoryview:
+        if len(self._bytes) < nbytes:
+            self._bytes = bytearray(nbytes)
+        return memoryview(self._bytes)[:nbytes]
+
+    def tensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        count = math.prod(shape)
+        return torch.frombuffer(self.take(count * dtype.itemsize), dtype=dtype, count=count).view(shape)
+
+
+class _Worker:
+    """Writes the tensors of one file. Places are bytes from its start."""
+
+    def __init__(self, files: Files, out: int, done: _Done):
+        self._files, self._out, self._done = files, out, done
+        self._raw, self._wide, self._change, self._cast = _Block(), _Block(), _Block(), _Block()
+        self._waiting: tuple[Path, int, int, int] | None = None
+        """A range to copy, which the next one may make longer: file, its start, place, bytes."""
+        self._exact: dict[tuple[object, ...], bool] = {}
+
+    def header(self, shard: Shard) -> int:
+        """Write the file's header; returns the place of the first tensor."""
+        if shard.like is not None:
+            start = min(each.source.start for each in shard.tensors if each.source)
+            self._copy(shard.like, 0, 0, start)
+            return start
+        metadata = next((read_metadata(each.source.file) for each in shard.tensors if each.source), {})
+        header = build_header(shard.tensors, {"format": "pt"} | metadata)
+        _write_all(self._out, memoryview(header), 0)
+        return len(header)
+
+    def write(self, output: Output, place: int) -> None:
+        source = output.source
+        if source is not None and not output.operations and source.dtype == output.dtype:
+            self._copy(source.file, source.start, place, source.nbytes)
+        elif output.nbytes:
+            self._merge(output, place)
+
+    # copies
+
+    def _copy(self, file: Path, start: int, place: int, nbytes: int) -> None:
+        if self._waiting:
+            last, first, begin, count = self._waiting
+            if (last, first + count, begin + count) == (file, start, place):
+                self._waiting = (last, first, begin, count + nbytes)
+                return
+        self.flush()
+        self._waiting = (file, start, place, nbytes)
+
+    def flush(self) -> None:
+        """Copy the range that is waiting."""
+        if not self._waiting:
+            return
+        file, start, place, nbytes = self._waiting
+        self._waiting = None
+        while nbytes:
+            count = self._copy_some(file, start, place, min(nbytes, _COPIED))
+            start, place, nbytes = start + count, place + count, nbytes - count
+            self._done.add(count)
+
+    def _copy_some(self, file: Path, start: int, place: int, nbytes: int) -> int:
+        try:
+            count = os.copy_file_range(self._files[file], self._out, nbytes, start, place)
+        except OSError as error:
+            if error.errno not in _NO_KERNEL_COPY:
+                raise
+            count = 0
+        if count:
+            return count
+        buffer = self._raw.take(min(nbytes, BLOCK))  # another file system, or a kernel that cannot
+        self._files.fill(buffer, file, start)
+        _write_all(self._out, buffer, place)
+        return len(buffer)
+
+    # sums
+
+    def _merge(self, output: Output, place: int) -> None:
+        """Write a changed tensor by blocks of its rows. One of fewer than two dimensions is a row for each element."""
+        height = output.shape[0] if output.shape else 1
+        width = math.prod(output.shape[1:])
+        factors = [
+            _Factors.load(each, self._files) if isinstance(each, AddLora) else None for each in output.operations
+        ]
+        dtype = (output.source or _replacement(output)).dtype
+        rows = max(1, BLOCK // max(1, width * _DTYPES[dtype].itemsize))
+        for first in range(0, height, rows):
+            span = (first, min(first + rows, height))
+            block = self._load(output, span, width)
+            for operation, pair in zip(output.operations, factors, strict=True):
+                self._apply(operation, pair, block, span)
+            self._check(output, block)
+            place += self._store(block, output.dtype, place)
+
+    def _load(self, output: Output, span: tuple[int, int], width: int) -> torch.Tensor:
+        """Rows of the base's tensor; of what replaces it, where that is so."""
+        first, last = span
+        whole = next((each.by for each in output.operations if isinstance(each, Replace)), None)
+        wanted = _DTYPES[(output.source or _replacement(output)).dtype]
+        tensor = whole or output.source
+        assert tensor is not None
+        block = self._read(tensor, first, last, width)
+        return block if block.dtype == wanted else self._wide_copy(block, wanted)
+
+    def _read(self, tensor: Tensor, first: int, last: int, width: int) -> torch.Tensor:
+        dtype = _DTYPES[tensor.dtype]
+        block = self._raw.tensor((last - first, width), dtype)
+        nbytes = block.numel() * dtype.itemsize
+        self._files.fill(self._raw.take(nbytes), tensor.file, tensor.start + first * width * dtype.itemsize)
+        return block
+
+    def _wide_copy(self, block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return self._cast.tensor(tuple(block.shape), dtype).copy_(block)
+
+    def _apply(
+        self, operation: Operation, factors: _Factors | None, block: torch.Tensor, span: tuple[int, int]
+    ) -> None:
+        if isinstance(operation, AddLora) and factors is not None:
+            self._add(operation, factors, block, span)
+        elif isinstance(operation, AddBias):
+            bias = _whole(operation.bias, self._files)[slice(*span)]
+            block += (bias * operation.scale).view(block.shape)
+        elif isinstance(operation, ReplaceRows):
+            self._replace_rows(operation, block, span)
+
+    def _add(self, lora: AddLora, factors: _Factors, block: torch.Tensor, span: tuple[int, int]) -> None:
+        wide = (
+            block if block.dtype == torch.float32 else self._wide.tensor(tuple(block.shape), torch.float32).copy_(block)
+        )
+        if lora.transposed or lora.rounded or not self._fused(lora, factors, wide, span):
+            wide += self._changed(lora, factors, span, block.dtype)
+        else:
+            torch.addmm(wide, factors.b[slice(*span)], factors.a, alpha=lora.scale, out=wide)
+        if wide is not block:
+            block.copy_(wide)
+
+    def _changed(self, lora: AddLora, factors: _Factors, span: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+        """scale x B A for some rows, as PEFT computes it: the product first, and then times the scale."""
+        if lora.transposed:
+            a = factors.a[:, slice(*span)]
+            change = self._change.tensor((factors.b.shape[0], a.shape[1]), torch.float32)
+            change = torch.mm(factors.b, a, out=change).mul_(lora.scale).t()
+        else:
+            b = factors.b[slice(*span)]
+            change = self._change.tensor((b.shape[0], factors.a.shape[1]), torch.float32)
+            change = torch.mm(b, factors.a, out=change).mul_(lora.scale)
+        return change.to(dtype) if lora.rounded else change
+
+    def _fused(self, lora: AddLora, factors: _Factors, wide: torch.Tensor, span: tuple[int, int]) -> bool:
+        """Whether product, scale and sum may be one call: for a scale that is a power of two, times which is exact.
+
+        Whether this processor's BLAS then gives the same bits is tried once for each shape.
+        """
+        if math.frexp(lora.scale)[0] != 0.5:
+            return False
+        key = (*wide.shape, factors.a.shape[0], lora.scale)
+        if key not in self._exact:
+            plain = wide + self._changed(lora, factors, span, torch.float32)
+            fused = torch.addmm(wide, factors.b[slice(*span)], factors.a, alpha=lora.scale)
+            self._exact[key] = torch.equal(plain, fused)
+        return self._exact[key]
+
+    def _replace_rows(self, operation: ReplaceRows, block: torch.Tensor, span: tuple[int, int]) -> None:
+        first, last = span
+        chosen = [(index, row - first) for index, row in enumerate(operation.rows) if first <= row < last]
+        if chosen:
+            rows = _whole(operation.by, self._files).view(len(operation.rows), -1)
+            for index, row in chosen:
+                block[row] = rows[index].to(block.dtype)
+
+    def _check(self, output: Output, block: torch.Tensor) -> None:
+        """float16 ends at 65504, beyond which a sound adapter and a sound base make an infinity."""
+        if block.dtype == torch.float16 and not torch.isfinite(block).all():
+            raise WorkError(
+                f"{output.name} would hold numbers that are too large for float16; merge with --dtype bfloat16"
+            )
+
+    def _store(self, block: torch.Tensor, dtype: str, place: int) -> int:
+        if block.dtype != _DTYPES[dtype]:
+            block = self._wide.tensor(tuple(block.shape), _DTYPES[dtype]).copy_(block)
+        buffer = memoryview(block.view(-1).view(torch.uint8).numpy()).cast("B")
+        _write_all(self._out, buffer, place)
+        self._done.add(len(buffer))
+        return len(buffer)
+
+
+def _replacement(output: Output) -> Tensor:
+    return next(each.by for each in output.operations if isinstance(each, Replace))
+
+
+# --- the adapter -----------------------------------------------------------------------------------------------------
+
+
+class _Factors:
+    """A and B of one tensor, in float32: PEFT casts half-precision adapters when it loads them."""
+
+    def __init__(self, a: torch.Tensor, b: torch.Tensor):
+        self.a, self.b = a, b
+
+    @classmethod
+    def load(cls, lora: AddLora, files: Files) -> _Factors:
+        return cls(_whole(lora.a, files).float(), _whole(lora.b, files).float())
+
+
+def _whole(tensor: Tensor, files: Files) -> torch.Tensor:
+    """A tensor of the adapter, all of it."""
+    data = bytearray(tensor.nbytes)
+    files.fill(memoryview(data), tensor.file, tensor.start)
+    return torch.frombuffer(data, dtype=_DTYPES[tensor.dtype]).view(tensor.shape)
+
+
+def check_finite(plan: MergePlan) -> None:
+    """Raises WorkError for an adapter that holds a NaN or an infinity, before anything is written."""
+    with Files() as files:
+        block = _Block()
+        for tensor in _tensors_of(plan):
+            size = _DTYPES[tensor.dtype].itemsize
+            for start in range(0, tensor.nbytes, BLOCK):
+                nbytes = min(BLOCK, tensor.nbytes - start)
+                part = block.tensor((nbytes // size,), _DTYPES[tensor.dtype])
+                files.fill(block.take(nbytes), tensor.file, tensor.start + start)
+                if not torch.isfinite(part).all():
+                    raise WorkError(f"the adapter is broken: {tensor.name} holds NaN or infinity ({tensor.file})")
+
+
+def _tensors_of(plan: MergePlan) -> Iterator[Tensor]:
+    """Every tensor of the adapter that goes into the model, once."""
+    seen = set()
+    for operation in (each for output in plan.outputs for each in output.operations):
+        for tensor in _parts(operation):
+            if tensor.name not in seen:
+                seen.add(tensor.name)
+                yield tensor
+
+
+def _parts(operation: Operation) -> tuple[Tensor, ...]:
+    if isinstance(operation, AddLora):
+        return operation.a, operation.b
+    return (operation.bias,) if isinstance(operation, AddBias) else (operation.by,)
