@@ -1,0 +1,268 @@
+"""Whether a merged folder is what it should be: in its files, and in what it computes.
+
+The numbers are the logits of seeded prompts: of the base with the adapter on it, unmerged, in PEFT's own forward,
+against those of the merged folder as its config says to load it. Both run module by module (`ptcli.merge.layered`), in
+float32, so that what is left between them is the rounding of the merged weights to their type. Where PEFT's merge is
+silently wrong (an adapter on one of two tied embeddings, or on both), its unmerged forward on embeddings that are two
+tensors is right, and that is what is compared with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import transformers
+from torch import Tensor
+
+from ptcli.errors import PtcliError, WorkError
+from ptcli.merge.layered import Float32, NotLayered, build
+from ptcli.merge.model import ITEM_BYTES, MergePlan, Progress
+from ptcli.merge.structure import check_structure
+from ptcli.recipe.local_models import read_header
+
+SEED = 20250
+PROMPTS, LENGTH = 2, 8
+"""Sequences and tokens of each: enough to tell, few enough that reading the weights is what takes the time."""
+TOLERANCE = 12.0
+"""How far the logits may be apart, in roundings of a weight times the square root of the layers: see `limit_of`."""
+
+_HEADS = {"SEQ_CLS": "AutoModelForSequenceClassification", "TOKEN_CLS": "AutoModelForTokenClassification"}
+_ROUNDING = {"BF16": 2.0**-9, "F16": 2.0**-12}
+"""Largest relative error of a number that is rounded to the type: half a unit in the last place."""
+_FLOAT32 = 2.0**-20
+"""What sums in float32 in another order may differ, relatively."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What verification came to."""
+
+    max_abs_diff: float | None
+    """Largest difference of two logits; None where numbers could not be compared."""
+    kl: float | None = None
+    """Mean Kullback-Leibler divergence over the positions, in nats: of the merged model from the reference."""
+    top1: float | None = None
+    """Share of positions where both think the same token most likely."""
+    relative: float | None = None
+    """Root mean square of the difference, over that of the reference's logits around their mean. Of the positions the
+    median: rounding may send a token to another expert, which says nothing of the weights."""
+    way: str = "layer by layer"
+    """How it was compared, or why it was not."""
+
+    @property
+    def numeric(self) -> bool:
+        return self.max_abs_diff is not None
+
+    def line(self) -> str:
+        """What to tell a person."""
+        if self.max_abs_diff is None:
+            return f"verified in structure only: {self.way}"
+        return (
+            f"verified {self.way}: largest difference of logits {self.max_abs_diff:.3g} (relative "
+            f"{self.relative:.2g}), KL {self.kl:.2g}, top-1 agreement {self.top1:.1%}"
+        )
+
+
+def verify_merge(plan: MergePlan, folder: Path, *, progress: Progress) -> Verification:
+    """Look at a merged folder that has its config.
+
+    Takes the memory of two of the largest tensors, or of the largest module where that is more (the experts of a
+    layer are one). Raises WorkError when the folder does not hold what it should.
+    """
+    check_structure(plan, folder, progress)
+    verification = compare_logits(plan, folder, progress)
+    if verification.relative is not None and not verification.relative <= limit_of(plan):
+        raise WorkError(
+            f"the merged model does not compute what base and adapter do: {verification.line()}; "
+            f"a relative difference of {limit_of(plan):.2g} is what rounding explains"
+        )
+    return verification
+
+
+def compare_logits(plan: MergePlan, folder: Path, progress: Progress) -> Verification:
+    """Both models' logits, layer by layer where that is possible, else both as a whole where memory allows it."""
+    try:
+        return _compare(*_both_layered(plan, folder, progress), "layer by layer")
+    except PtcliError:
+        raise
+    except Exception as error:  # whatever an architecture of its own kind does in there
+        reason = f"it cannot be run layer by layer ({type(error).__name__}: {_first_line(error)})"
+    need, free = _whole_bytes(plan), psutil.virtual_memory().available
+    if need > free:
+        return Verification(None, way=f"{reason}, and as a whole takes {_gib(need)} of which {_gib(free)} are free")
+    try:
+        return _compare(*(_whole(plan, folder, merged, progress) for merged in (False, True)), "as a whole")
+    except PtcliError:
+        raise
+    except Exception as error:
+        return Verification(None, way=f"{reason}, nor as a whole ({type(error).__name__}: {_first_line(error)})")
+
+
+def limit_of(plan: MergePlan) -> float:
+    """Largest relative difference of logits that rounding explains.
+
+    The errors of a layer's weights, each at most `eps`, are independent, so that those of L layers add up as the
+    square root of L does.
+    """
+    eps = max((_ROUNDING.get(each.dtype, _FLOAT32) for each in plan.outputs), default=_FLOAT32)
+    return TOLERANCE * eps * math.sqrt(max(1, _layers(plan)))
+
+
+def _layers(plan: MergePlan) -> int:
+    config = plan.base_config.get("text_config") or plan.base_config
+    return int(config.get("num_hidden_layers") or config.get("n_layer") or 1)
+
+
+# --- the two models --------------------------------------------------------------------------------------------------
+
+
+def _both_layered(plan: MergePlan, folder: Path, progress: Progress) -> tuple[Tensor, Tensor]:
+    """Logits (prompts, tokens, vocabulary) of reference and merged model, each computed by one thread.
+
+    Several threads for one multiplication of so few tokens wait for each other longer than they compute.
+    """
+    models = [_layered(plan, folder, merged, progress) for merged in (False, True)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(len(models)) as pool:
+            reference, merged = pool.map(lambda model: _run(model, plan, Float32()), models)
+    finally:
+        torch.set_num_threads(threads)
+    if not reference.isfinite().all():
+        raise NotLayered("base and adapter give numbers that are not finite")
+    return reference, merged
+
+
+def _layered(plan: MergePlan, folder: Path, merged: bool, progress: Progress) -> Any:
+    config = _config(plan, folder, merged)
+    model_class = _model_class(plan, config)
+    if merged:
+        layered = build(folder, model_class, config)
+        return layered.attach(layered.model)
+    layered = build(plan.base, model_class, config, brought_by(plan.adapter))
+    _tell(layered, progress, "computing with base and adapter, and with the merged model")
+    return layered.attach(_with_adapter(layered.model, plan))
+
+
+def _whole(plan: MergePlan, folder: Path, merged: bool, progress: Progress) -> Tensor:
+    """The same of a model in memory."""
+    progress("loading the merged model" if merged else "loading base and adapter", 0, 0)
+    config = _config(plan, folder, merged)
+    place = folder if merged else plan.base
+    model_class = _model_class(plan, config)
+    config_of_base = transformers.AutoConfig.from_pretrained(plan.base)
+    config_of_base.tie_word_embeddings = config_of_base.tie_word_embeddings and not _untied(plan)
+    model = model_class.from_pretrained(
+        place, config=config if merged else config_of_base, dtype=torch.float32, attn_implementation="eager"
+    )
+    if not merged:
+        if "vocab_size" in plan.config_changes:
+            model.resize_token_embeddings(plan.config_changes["vocab_size"])
+        model = _with_adapter(model, plan)
+    return _run(model.eval(), plan, nullcontext())
+
+
+def _config(plan: MergePlan, folder: Path, merged: bool) -> Any:
+    """The merged model's config; tied for the reference where the base is, for PEFT to see."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    if not merged and _untied(plan):
+        config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = True
+    return config
+
+
+def _untied(plan: MergePlan) -> bool:
+    return plan.config_changes.get("tie_word_embeddings") is False
+
+
+def _model_class(plan: MergePlan, config: Any) -> Any:
+    """The class that the adapter's task asks for, or that the config names."""
+    head = _HEADS.get(str(plan.adapter_config.get("task_type")))
+    if head is None:
+        for name in config.architectures or ():
+            if hasattr(transformers, name):
+                return getattr(transformers, name)
+        head = "AutoModelForCausalLM"
+    try:
+        return getattr(transformers, head)._model_mapping[type(config)]
+    except KeyError as error:
+        raise NotLayered(f"transformers has no {head} for {config.model_type}") from error
+
+
+def _with_adapter(model: Any, plan: MergePlan) -> Any:
+    import peft
+
+    return peft.PeftModel.from_pretrained(model, str(plan.adapter)).eval()
+
+
+def brought_by(adapter: Path) -> frozenset[str]:
+    """Names that the adapter has whole tensors for, as the model has them; among them many that the model has not."""
+    names = read_header(adapter / "adapter_model.safetensors")
+    return frozenset(name.removeprefix("base_model.model.").replace(".base_layer.", ".") for name in names)
+
+
+# --- running and comparing -------------------------------------------------------------------------------------------
+
+
+def _run(model: Any, plan: MergePlan, mode: Any) -> Tensor:
+    ids = prompts_for(plan, model.get_input_embeddings())
+    with torch.no_grad(), mode:
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits.float()
+
+
+def prompts_for(plan: MergePlan, embeddings: Any) -> Tensor:
+    """Token ids (PROMPTS, LENGTH): random ones from a seed, and among them those that the adapter trains or adds."""
+    rows = next(each for each in embeddings.parameters() if each.ndim == 2).shape[0]
+    rows = min(rows, plan.config_changes.get("vocab_size", rows))
+    ids = torch.randint(rows, (PROMPTS, LENGTH), generator=torch.Generator().manual_seed(SEED))
+    trained = plan.adapter_config.get("trainable_token_indices") or []
+    listed = [index for each in trained.values() for index in each] if isinstance(trained, dict) else list(trained)
+    wanted = [rows - 1, *listed][: LENGTH // 2]
+    ids[0, : len(wanted)] = torch.tensor(wanted)
+    return ids
+
+
+def _compare(reference: Tensor, merged: Tensor, way: str) -> Verification:
+    if reference.shape != merged.shape:
+        raise WorkError(f"the merged model's logits are {list(merged.shape)}, the base's {list(reference.shape)}")
+    reference, merged = reference.double(), merged.double()
+    difference = reference - merged
+    centred = reference - reference.mean(-1, keepdim=True) if reference.shape[-1] > 1 else reference
+    one, other = reference.log_softmax(-1), merged.log_softmax(-1)
+    return Verification(
+        max_abs_diff=float(difference.abs().max()),
+        kl=float((one.exp() * (one - other)).sum(-1).mean()),
+        top1=float((reference.argmax(-1) == merged.argmax(-1)).float().mean()),
+        relative=float(difference.square().mean(-1).sqrt().median() / centred.square().mean().sqrt()),
+        way=way,
+    )
+
+
+def _tell(layered: Any, progress: Progress, activity: str) -> None:
+    """Progress by decoder layers, which every architecture keeps in a list."""
+    layers = max((list(each) for each in layered.model.modules() if isinstance(each, torch.nn.ModuleList)), key=len)
+    for number, layer in enumerate(layers, 1):
+        hook: Callable[..., None] = lambda *_, number=number: progress(activity, number, len(layers))  # noqa: E731
+        layer.register_forward_hook(hook)
+
+
+def _whole_bytes(plan: MergePlan) -> int:
+    """Of the model in float32, and as much again for what loading takes."""
+    return int(1.5 * sum(4 * each.nbytes // ITEM_BYTES[each.dtype] for each in plan.outputs))
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200]
