@@ -146,7 +146,7 @@ class Float32(TorchFunctionMode):
         if func is F.linear:
             return self._linear(*args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
-        return result.float() if func is torch.embedding else result
+        return result.float() if func in (F.embedding, torch.embedding) else result
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """`F.linear`, the weight (out, in) cast to float32 by blocks of its rows."""
