@@ -43,7 +43,7 @@ _SAYS_NOTHING = frozenset({
 _STREAMED = frozenset({
     "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules",
     "layers_to_transform", "layers_pattern", "bias", "lora_bias", "modules_to_save", "trainable_token_indices",
-    "fan_in_fan_out", "lora_dropout", "init_lora_weights", "ensure_weight_tying",
+    "target_parameters", "fan_in_fan_out", "lora_dropout", "init_lora_weights", "ensure_weight_tying",
     "megatron_core", "loftq_config", "runtime_config", "qalora_group_size",
     "eva_config", "corda_config", "lora_ga_config",
 })  # fmt: skip

@@ -33,6 +33,16 @@ class Tensor:
 
 
 @dataclass(frozen=True)
+class Expert:
+    """One expert's part of a B that holds those of all, (outputs, rank x experts): columns index, index + count, ..."""
+
+    index: int
+    count: int
+    first: int
+    """Row of B at which the tensor begins: gate and up are one tensor in memory, and two in files."""
+
+
+@dataclass(frozen=True)
 class AddLora:
     """W += scale x B A, in float32 and rounded once to the weight's dtype: PEFT's default merge.
 
@@ -46,6 +56,7 @@ class AddLora:
     """W is (inputs, outputs): Conv1D of GPT-2, and embeddings, whose rows are tokens."""
     rounded: bool = False
     """The change itself is rounded to the weight's dtype first, as PEFT does for embeddings and experts."""
+    expert: Expert | None = None
 
 
 @dataclass(frozen=True)

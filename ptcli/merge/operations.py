@@ -11,6 +11,7 @@ from typing import Any
 from ptcli.errors import Problem
 from ptcli.merge.adapter import Adapter
 from ptcli.merge.base import Base
+from ptcli.merge.experts import expert_changes, is_fused, streams_parameters
 from ptcli.merge.model import AddBias, AddLora, Operation, Replace, ReplaceRows, Tensor
 from ptcli.merge.names import CONV1D, FUSED_EXPERTS, Names, is_head, is_input
 from ptcli.merge.scales import rank_of, scale_of
@@ -54,6 +55,9 @@ def consume(adapter: Adapter, base: Base, names: Names) -> Consumed:
     """Turn every tensor of a LoRA adapter into an operation, or into a problem."""
     found = Consumed()
     pairs = _sort(adapter, found)
+    if not streams_parameters(adapter.config.get("target_parameters"), names):
+        found.handover.append("`target_parameters` of this model are merged by PEFT itself")
+        return found
     missing = [pair.module for pair in pairs.values() if not _known(pair, base, names)]
     if missing:
         found.problems.append(_wrong_base(missing, base))
@@ -87,6 +91,8 @@ def _part(match: re.Match[str]) -> str:
 
 def _known(pair: Pair, base: Base, names: Names) -> bool:
     """Whether the base has the module. A tied head is there without being in the files."""
+    if is_fused(pair.module):
+        return True  # see `_fused`
     tied = is_head(pair.module) and base.tied
     return tied or any(names.find(f"{pair.module}.{leaf}") for leaf in ("weight", "bias"))
 
@@ -103,6 +109,8 @@ def _consume_pair(pair: Pair, config: Mapping[str, Any], base: Base, names: Name
         weight = f"{pair.module}.weight"
     _whole_tensors(pair, weight, base, names, found)
     parts = pair.parts
+    if is_fused(pair.module) and "A" in parts and "B" in parts:
+        _fused(pair, parts["A"], parts["B"], config, base, names, found)
     for first, second in (("A", "B"), ("table A", "table B")):
         if (first in parts) != (second in parts):
             there, lacking = (first, second) if first in parts else (second, first)
@@ -182,6 +190,17 @@ def _low_rank(
         scale = scale_of(config, pair.module, a.shape[0])
         found.operations[weight].append(AddLora(a, b, scale, transposed=transposed, rounded=expert))
         found.modules.append(pair.module)
+
+
+def _fused(
+    pair: Pair, a: Tensor, b: Tensor, config: Mapping[str, Any], base: Base, names: Names, found: Consumed
+) -> None:
+    """All experts of a layer at once."""
+    changes = list(expert_changes(pair.module, a, b, config, base, names))
+    if not changes or a.dtype not in _FLOATS or b.dtype not in _FLOATS:
+        found.handover.append(f"{a.name} is {_by(a.shape)}, of which only PEFT knows what it changes")
+    for name, change in changes:
+        found.operations[name].append(change)
 
 
 def _table(

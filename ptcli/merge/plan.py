@@ -149,8 +149,7 @@ def _listed(given: Any) -> list[str]:
 def _consume(adapter: Adapter, base: Base, names: Names, asked: _Asked) -> Consumed:
     """What is done to which tensor; nothing of it for an adapter or a base whose names only PEFT knows."""
     config = adapter.config
-    plain = str(config.get("peft_type")).lower() == "lora" and not config.get("target_parameters")
-    if not (plain and adapter.tensors and base.tensors):
+    if not (str(config.get("peft_type")).lower() == "lora" and adapter.tensors and base.tensors):
         return Consumed()
     found = consume(adapter, base, names)
     absent = lacking(adapter, base, names, found.modules) if not found.problems else []

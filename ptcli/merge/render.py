@@ -78,5 +78,6 @@ def plan_json(plan: MergePlan, out: Path | None) -> dict[str, Any]:
 def merged_lines(merged: Merged, plan: MergePlan) -> Iterator[str]:
     """What is said of a merge that is done."""
     counts = f"{merged.tensors_merged} tensors merged, {merged.tensors_copied} copied"
-    yield f"merged: {counts}, {gigabytes(plan.nbytes)} in {merged.seconds:.1f} s; the model is in {os.path.relpath(merged.out)}"
+    cost = f"{gigabytes(plan.nbytes)} in {merged.seconds:.1f} s"
+    yield f"merged: {counts}, {cost}; the model is in {os.path.relpath(merged.out)}"
     yield merged.verification or "not verified"

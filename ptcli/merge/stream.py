@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -38,6 +39,8 @@ BLOCK = 2 << 20
 _COPIED = 32 << 20
 """Bytes that the kernel copies between two looks at whether to stop."""
 _MOST_WORKERS = 16
+_KEPT = 2
+"""Tensors of the adapter that a worker keeps, of those that belong to several of the base's."""
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 _NO_KERNEL_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
 
@@ -168,6 +171,7 @@ class _Worker:
 
     def __init__(self, files: Files, out: int, done: _Done):
         self._files, self._out, self._done = files, out, done
+        self._adapter = _Adapter(files)
         self._raw, self._wide, self._change, self._cast = _Block(), _Block(), _Block(), _Block()
         self._waiting: tuple[Path, int, int, int] | None = None
         """A range to copy, which the next one may make longer: file, its start, place, bytes."""
@@ -233,9 +237,7 @@ class _Worker:
         """Write a changed tensor by blocks of its rows. One of fewer than two dimensions is a row for each element."""
         height = output.shape[0] if output.shape else 1
         width = math.prod(output.shape[1:])
-        factors = [
-            _Factors.load(each, self._files) if isinstance(each, AddLora) else None for each in output.operations
-        ]
+        factors = [self._adapter.factors(each) if isinstance(each, AddLora) else None for each in output.operations]
         dtype = (output.source or _replacement(output)).dtype
         rows = max(1, BLOCK // max(1, width * _DTYPES[dtype].itemsize))
         for first in range(0, height, rows):
@@ -345,15 +347,35 @@ def _replacement(output: Output) -> Tensor:
 # --- the adapter -----------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
 class _Factors:
     """A and B of one tensor, in float32: PEFT casts half-precision adapters when it loads them."""
 
-    def __init__(self, a: torch.Tensor, b: torch.Tensor):
-        self.a, self.b = a, b
+    a: torch.Tensor
+    b: torch.Tensor
 
-    @classmethod
-    def load(cls, lora: AddLora, files: Files) -> _Factors:
-        return cls(_whole(lora.a, files).float(), _whole(lora.b, files).float())
+
+class _Adapter:
+    """Reads A and B as they are needed."""
+
+    def __init__(self, files: Files):
+        self._files = files
+        self._of_experts: dict[str, torch.Tensor] = {}
+
+    def factors(self, lora: AddLora) -> _Factors:
+        a = _whole(lora.a, self._files).float()
+        if lora.expert is None:
+            return _Factors(a, _whole(lora.b, self._files).float())
+        b = self._shared(lora.b)
+        return _Factors(a, b.view(b.shape[0], -1, lora.expert.count)[lora.expert.first :, :, lora.expert.index])
+
+    def _shared(self, tensor: Tensor) -> torch.Tensor:
+        """B of all experts of a layer, which is wanted for each of them, two of a layer by turns."""
+        if tensor.name not in self._of_experts:
+            while len(self._of_experts) >= _KEPT:
+                del self._of_experts[next(iter(self._of_experts))]
+            self._of_experts[tensor.name] = _whole(tensor, self._files).float()
+        return self._of_experts[tensor.name]
 
 
 def _whole(tensor: Tensor, files: Files) -> torch.Tensor:
@@ -382,8 +404,8 @@ def _tensors_of(plan: MergePlan) -> Iterator[Tensor]:
     seen = set()
     for operation in (each for output in plan.outputs for each in output.operations):
         for tensor in _parts(operation):
-            if tensor.name not in seen:
-                seen.add(tensor.name)
+            if (tensor.name, tensor.start) not in seen:
+                seen.add((tensor.name, tensor.start))
                 yield tensor
 
 
