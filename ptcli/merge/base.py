@@ -42,6 +42,8 @@ class Base:
     tensors: Mapping[str, Tensor]
     """By name, in the order of the files; empty where the weights are pickled."""
     notes: tuple[str, ...] = ()
+    original: bool = False
+    """It is what the quantised model was made from that was asked for."""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -69,7 +71,17 @@ def read_base(path: str, revision: str | None, *, download: bool = False) -> Bas
     files, told = _find_files(folder, name)
     pickled = any(each.suffix != ".safetensors" for each in files)
     tensors = {} if pickled else _read_files(files, name)
-    return Base(folder, name, revision, config, tensors, (*notes, *told))
+    _check_index(folder, tensors, name)
+    return Base(folder, name, revision, config, tensors, (*notes, *told), original=bool(notes))
+
+
+def _check_index(folder: Path, tensors: Mapping[str, Tensor], name: str) -> None:
+    """Every tensor that the index names is in the files."""
+    places = (read_json(folder / INDEX) or {}).get("weight_map") if tensors else None
+    missing = [each for each in places if each not in tensors] if isinstance(places, Mapping) else []
+    if missing and not (folder / "model.safetensors").exists():
+        message = f"the base {name} lacks weights: {', '.join(missing[:3])} of its index is in none of its files"
+        raise RequestError(Problem(message, "download it again"))
 
 
 def _find_unquantised(path: str, revision: str | None, download: bool) -> tuple[str, Path, list[str]]:

@@ -1,4 +1,4 @@
-"""Adapters of experts that are one tensor in memory: PEFT's `target_parameters`, what "all-linear" means in such a model.
+"""Adapters of experts that are one tensor in memory: `target_parameters`, what "all-linear" means in such a model.
 
 Two parameters of one module are wrapped one in the other, so that keys say which of them is inside and not which it is:
 `experts.base_layer.lora_A` and `experts.lora_A`. Their shapes tell: gate and up are (2 x inner, hidden), down is
@@ -53,7 +53,7 @@ def expert_changes(
 
 def _experts(root: str, leaves: Sequence[str], names: Names) -> list[list[str]]:
     """Checkpoint names of each expert's parts."""
-    found = []
+    found: list[list[str]] = []
     for index in count():
         parts = [names.find(f"{root}.{index}.{leaf}.weight") for leaf in leaves]
         if None in parts:

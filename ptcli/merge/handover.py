@@ -12,6 +12,7 @@ import transformers
 from ptcli.errors import WorkError
 from ptcli.merge.headers import read_tensors
 from ptcli.merge.model import MergePlan, Progress, Tensor
+from ptcli.merge.quiet import quiet_libraries
 from ptcli.merge.stream import BLOCK, Files
 from ptcli.recipe.local_models import weight_files
 
@@ -22,16 +23,19 @@ _SHARD = "5GB"
 def hand_over(plan: MergePlan, folder: Path, progress: Progress) -> None:
     """Load, merge and save with PEFT. Raises WorkError for whatever PEFT or transformers raise."""
     try:
-        progress("loading the base", 0, 0)
-        model = _load_base(plan)
-        progress("merging with PEFT", 0, 0)
-        merged = _merge(model, plan)
-        progress("saving", 0, 0)
-        merged.save_pretrained(folder, max_shard_size=plan.max_shard_bytes or _SHARD)
+        with quiet_libraries():
+            progress("loading the base", 0, 0)
+            model = _load_base(plan)
+            progress("merging with PEFT", 0, 0)
+            merged = _merge(model, plan)
+            progress("saving", 0, 0)
+            merged.save_pretrained(folder, max_shard_size=plan.max_shard_bytes or _SHARD)
     except (WorkError, MemoryError):
         raise
     except Exception as error:
         raise WorkError(f"PEFT could not merge it: {' '.join(str(error).split())[:400]}") from error
+    for path in weight_files(folder):
+        path.chmod(0o644)  # safetensors makes them private
 
 
 def count_changed(plan: MergePlan, folder: Path) -> tuple[int, int]:

@@ -64,7 +64,18 @@ def consume(adapter: Adapter, base: Base, names: Names) -> Consumed:
     for pair in pairs.values():
         if pair.module not in missing:
             _consume_pair(pair, adapter.config, base, names, found)
+    found.problems += _not_numbers(base, found)
     return found
+
+
+def _not_numbers(base: Base, found: Consumed) -> Iterator[Problem]:
+    """Tensors of the base that are to be changed, and are of no type that sums are made in."""
+    for name in found.operations:
+        tensor = base.tensors.get(name)
+        if tensor is not None and tensor.dtype not in _FLOATS:
+            message = f"{name} of the base {base.name} is {tensor.dtype}, into which nothing is merged"
+            yield Problem(message, "give a base in bf16, fp16 or fp32: --base PATH")
+            return
 
 
 def _sort(adapter: Adapter, found: Consumed) -> dict[str, Pair]:

@@ -14,6 +14,7 @@ from typing import Any
 from ptcli.errors import Problem, RequestError
 from ptcli.merge.adapter import Adapter, read_adapter
 from ptcli.merge.base import Base, read_base
+from ptcli.merge.identity import compare
 from ptcli.merge.model import ITEM_BYTES, AddLora, MergePlan, Operation, Output, Shard, Tensor
 from ptcli.merge.names import Names, is_head, is_input
 from ptcli.merge.operations import Consumed, consume, lacking
@@ -107,8 +108,10 @@ def _base_of(adapter: Adapter, given: str | None) -> tuple[str, str | None]:
 def _plan(adapter: Adapter, base: Base, asked: _Asked) -> MergePlan:
     names = Names(base.config, base.tensors)
     found = _consume(adapter, base, names, asked)
-    if found.problems:
-        raise RequestError(_few(found.problems))
+    found.problems += _vocabularies(base, found, names)
+    other, told = compare(adapter.folder, adapter.config, base.name, base.tensors) if not base.original else (None, "")
+    if found.problems or other:
+        raise RequestError([*_few(found.problems), *([other] if other else [])])
     reason = adapter.handover or ("its weights are pickled (.bin)" if not base.tensors else "")
     reason = reason or (found.handover[0] if found.handover else "")
     untied = untie(base, found.operations, names, together=_together(adapter.config))
@@ -127,7 +130,7 @@ def _plan(adapter: Adapter, base: Base, asked: _Asked) -> MergePlan:
         dtype=_TORCH[asked.dtype] if asked.dtype else None,
         shards=shards,
         config_changes={**untied.config_changes, **({"vocab_size": max(rows)} if rows else {})},
-        notes=(*base.notes, *untied.notes),
+        notes=tuple(filter(None, (*base.notes, told, *untied.notes))),
         max_shard_bytes=asked.max_shard_bytes,
         allow_missing=asked.allow_missing,
     )
@@ -152,7 +155,7 @@ def _consume(adapter: Adapter, base: Base, names: Names, asked: _Asked) -> Consu
     if not (str(config.get("peft_type")).lower() == "lora" and adapter.tensors and base.tensors):
         return Consumed()
     found = consume(adapter, base, names)
-    absent = lacking(adapter, base, names, found.modules) if not found.problems else []
+    absent = [] if found.problems or found.handover else lacking(adapter, base, names, found.modules)
     if absent and not asked.allow_missing:
         shown = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
         message = f"the adapter is not whole: its config targets {shown}, for which it has no tensors"
@@ -160,6 +163,16 @@ def _consume(adapter: Adapter, base: Base, names: Names, asked: _Asked) -> Consu
     if not found.operations and not found.problems and not found.handover:
         found.problems.append(Problem(f"{adapter.folder} holds no tensors: there is nothing to merge"))
     return found
+
+
+def _vocabularies(base: Base, found: Consumed, names: Names) -> list[Problem]:
+    """Embeddings and head that would have different numbers of rows."""
+    ends = [name for name in (names.inputs(), names.head()) if name]
+    rows = {name: (found.shapes.get(name) or base.tensors[name].shape)[0] for name in ends}
+    if len(set(rows.values())) < 2 or not found.shapes:
+        return []
+    told = " and ".join(f"{name} {count} rows" for name, count in rows.items())
+    return [Problem(f"the adapter has another vocabulary than the base, and only in one place: {told}")]
 
 
 def _few(problems: list[Problem]) -> list[Problem]:

@@ -163,7 +163,7 @@ class Bench:
         return self._with_sync([sys.executable, "-c", BY_PEFT, str(self.base), str(self.adapter), str(self.out)])
 
     def _with_sync(self, argv: list[str]) -> Cost:
-        """The command and a `sync -f` of what it wrote; what was there before is gone, and not waiting to be written."""
+        """The command and a `sync -f` of what it wrote; what was there before is gone and on the disk."""
         shutil.rmtree(self.out, ignore_errors=True)
         subprocess.run(["sync", "-f", str(self.folder)], check=True)
         done = measure(argv)

@@ -8,9 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.integration.merge.families import (
-    differing, load_base, make_adapter, make_base, merged_by_peft, merged_by_us, read,
-)  # fmt: skip
+from tests.integration.merge.families import differing, make_adapter, make_base, merged_by_peft, merged_by_us, read
 
 ALL = {"target_modules": "all-linear"}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
