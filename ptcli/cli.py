@@ -114,7 +114,9 @@ def serve_rollouts(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
 @app.command(short_help="Merge an adapter into its base: a model to serve.")
 def merge(
-    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="A folder, a run directory, or RUN@500.")],
+    adapter: Annotated[
+        str, typer.Argument(metavar="ADAPTER", help="A folder, a run directory, RUN@500, or a sharded checkpoint.")
+    ],
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the merged model goes.")] = None,
     base: Annotated[
         str | None, typer.Option(metavar="PATH", help="A folder or hub id instead of the base that the adapter names.")
@@ -146,12 +148,16 @@ def merge(
       ptcli merge runs/sft@500 --out models/sft-500 --base Qwen/Qwen2.5-0.5B-Instruct
 
       ptcli merge runs/sft --dry-run
+
+    A sharded checkpoint of a full fine-tune (FSDP, ZeRO) is put together in the same way:
+
+      ptcli merge runs/big@500 --out models/big
     """
-    from ptcli.merge.plan import plan_merge
+    from ptcli.merge.request import plan_request as plan_merge_request
 
     if out is None and not dry_run:
         raise RequestError(Problem("where the merged model goes is not said", "add --out DIR, or --dry-run"))
-    plan = plan_merge(
+    plan = plan_merge_request(
         adapter,
         base=base,
         dtype=dtype,

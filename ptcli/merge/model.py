@@ -126,8 +126,9 @@ class Shard:
 class MergePlan:
     """What a merge reads, computes and writes. Made from headers by `ptcli.merge.plan.plan_merge`."""
 
-    mode: Literal["stream", "handover"]
-    """`stream`: computed here, tensor by tensor. `handover`: by PEFT, with the whole model in memory."""
+    mode: Literal["stream", "handover", "consolidate"]
+    """`stream`: computed here, tensor by tensor. `handover`: by PEFT, with the whole model in memory. `consolidate`:
+    no merge, but the parts of a sharded checkpoint (`adapter`) put together."""
     reason: str
     """Why it is handed over; "" for a stream."""
     adapter: Path

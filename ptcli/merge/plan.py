@@ -49,7 +49,7 @@ def plan_merge(
     Raises RequestError, with all that is wrong, when there is no such merge.
     """
     problems: list[Problem] = []
-    asked = _collect(problems, lambda: _Asked(_dtype(dtype), _bytes(max_shard_size), allow_missing))
+    asked = _collect(problems, lambda: _Asked(parse_dtype(dtype), parse_size(max_shard_size), allow_missing))
     found = _collect(problems, lambda: read_adapter(adapter))
     if found is None or asked is None:
         raise RequestError(problems)
@@ -73,7 +73,7 @@ def _collect(problems: list[Problem], work: Any) -> Any:
         return None
 
 
-def _dtype(given: str | None) -> str | None:
+def parse_dtype(given: str | None) -> str | None:
     if given is None:
         return None
     if given.lower() not in DTYPES:
@@ -83,7 +83,7 @@ def _dtype(given: str | None) -> str | None:
     return DTYPES[given.lower()]
 
 
-def _bytes(given: str | None) -> int | None:
+def parse_size(given: str | None) -> int | None:
     """`5GB` is 5e9 bytes and `5GiB` 5 x 2^30, as transformers reads them."""
     if given is None:
         return None
@@ -117,7 +117,7 @@ def _plan(adapter: Adapter, base: Base, asked: _Asked) -> MergePlan:
     untied = untie(base, found.operations, names, together=_together(adapter.config))
     rows = {shape[0] for shape in found.shapes.values()}
     done = Untied({}) if reason else untied
-    shards = _shards(base, _outputs(base, done, found.shapes, asked), asked) if base.tensors else ()
+    shards = _shards(base, _outputs(base, done, found, asked), asked) if base.tensors else ()
     plan = MergePlan(
         mode="handover" if reason else "stream",
         reason=reason,
@@ -185,13 +185,14 @@ def _few(problems: list[Problem]) -> list[Problem]:
 # --- outputs ---------------------------------------------------------------------------------------------------------
 
 
-def _outputs(base: Base, untied: Untied, shapes: Mapping[str, tuple[int, ...]], asked: _Asked) -> list[Output]:
-    """The tensors of the merged model, in the order of the base's files."""
+def _outputs(base: Base, untied: Untied, found: Consumed, asked: _Asked) -> list[Output]:
+    """The tensors of the merged model, in the order of the base's files. One that gives scores has no other head."""
+    kept = (tensor for name, tensor in base.tensors.items()
+            if not (found.added and is_head(name.removesuffix(".weight"))))  # fmt: skip
     outputs = [
-        _output(tensor, untied.operations.get(name, ()), shapes.get(name), asked)
-        for name, tensor in base.tensors.items()
+        _output(tensor, untied.operations.get(tensor.name, ()), found.shapes.get(tensor.name), asked) for tensor in kept
     ]
-    return [*outputs, *(replace(head, dtype=_cast(head.dtype, asked)) for head in untied.added)]
+    return [*outputs, *(replace(head, dtype=_cast(head.dtype, asked)) for head in (*untied.added, *found.added))]
 
 
 def _output(tensor: Tensor, operations: Iterable[Operation], shape: tuple[int, ...] | None, asked: _Asked) -> Output:
@@ -208,7 +209,7 @@ def _cast(dtype: str, asked: _Asked) -> str:
 def _shards(base: Base, outputs: list[Output], asked: _Asked) -> tuple[Shard, ...]:
     """The base's files as they are; new ones where a tensor is added, or their size is asked for."""
     if asked.max_shard_bytes is not None:
-        return _cut(outputs, asked.max_shard_bytes)
+        return cut_files(outputs, asked.max_shard_bytes)
     by_file: dict[str, list[Output]] = {path.name: [] for path in base.files}
     last = base.files[-1].name
     for each in outputs:
@@ -229,7 +230,8 @@ def _standard_names(names: list[str]) -> dict[str, str]:
 
 
 def _same_header(tensors: list[Output], file: str, base: Base) -> bool:
-    return all(
+    before = sum(1 for each in base.tensors.values() if each.file.name == file)
+    return len(tensors) == before and all(
         each.source is not None
         and each.source.file.name == file
         and (each.name, each.dtype, each.shape) == (each.source.name, each.source.dtype, each.source.shape)
@@ -242,7 +244,7 @@ def _aligned(tensors: Iterable[Output]) -> Iterator[Output]:
     return iter(sorted(tensors, key=lambda each: -ITEM_BYTES[each.dtype]))
 
 
-def _cut(outputs: list[Output], limit: int) -> tuple[Shard, ...]:
+def cut_files(outputs: list[Output], limit: int) -> tuple[Shard, ...]:
     """Files of at most `limit` bytes, in the order of the tensors; a larger tensor gets one of its own."""
     files: list[list[Output]] = [[]]
     for each in outputs:

@@ -12,12 +12,16 @@ from ptcli.merge.model import Merged, MergePlan
 from ptcli.merge.plan import free_memory
 from ptcli.merge.publish import gigabytes
 
-_WAYS = {"stream": "streamed, tensor by tensor", "handover": "handed over to PEFT, with the whole model in memory"}
+_WAYS = {
+    "stream": "streamed, tensor by tensor",
+    "handover": "handed over to PEFT, with the whole model in memory",
+    "consolidate": "put together from the parts of a sharded checkpoint, tensor by tensor",
+}
 
 
 def plan_lines(plan: MergePlan, out: Path | None) -> Iterator[str]:
     """What `--dry-run` prints."""
-    yield f"adapter   {plan.adapter}"
+    yield f"{'shards' if plan.mode == 'consolidate' else 'adapter':10}{plan.adapter}"
     revision = f" at {plan.base_revision}" if plan.base_revision else ""
     place = f" ({plan.base})" if str(plan.base) != plan.base_name else ""
     yield f"base      {plan.base_name}{revision}{place}"
@@ -43,8 +47,8 @@ def _what(plan: MergePlan) -> Iterator[str]:
     if not plan.shards:
         return
     files = f"{len(plan.shards)} file{'s' * (len(plan.shards) != 1)}, {gigabytes(plan.nbytes)}"
-    if plan.mode == "handover":
-        yield f"weights   {files} of the base"
+    if plan.mode != "stream":
+        yield f"weights   {files}{' of the base' if plan.mode == 'handover' else ''}"
         return
     changed = sum(1 for each in plan.outputs if each.operations)
     copied = sum(1 for each in plan.outputs) - changed
@@ -65,11 +69,11 @@ def plan_json(plan: MergePlan, out: Path | None) -> dict[str, Any]:
         "adapter": str(plan.adapter),
         "base": plan.base_name,
         "out": None if out is None else str(out),
-        "tensors_merged": changed if plan.mode == "stream" else None,
-        "tensors_copied": sum(1 for each in plan.outputs) - changed if plan.mode == "stream" else None,
+        "tensors_merged": changed if plan.mode != "handover" else None,
+        "tensors_copied": sum(1 for each in plan.outputs) - changed if plan.mode != "handover" else None,
         "bytes": plan.nbytes,
         "memory": plan.memory,
-        "files": [shard.name for shard in plan.shards] if plan.mode == "stream" else None,
+        "files": [shard.name for shard in plan.shards] if plan.mode != "handover" else None,
         "config_changes": dict(plan.config_changes),
         "notes": list(all_notes(plan)),
     }
@@ -77,7 +81,9 @@ def plan_json(plan: MergePlan, out: Path | None) -> dict[str, Any]:
 
 def merged_lines(merged: Merged, plan: MergePlan) -> Iterator[str]:
     """What is said of a merge that is done."""
-    counts = f"{merged.tensors_merged} tensors merged, {merged.tensors_copied} copied"
+    counts = f"merged: {merged.tensors_merged} tensors merged, {merged.tensors_copied} copied"
+    if plan.mode == "consolidate":
+        counts = f"consolidated: {merged.tensors_copied} tensors"
     cost = f"{gigabytes(plan.nbytes)} in {merged.seconds:.1f} s"
-    yield f"merged: {counts}, {cost}; the model is in {os.path.relpath(merged.out)}"
+    yield f"{counts}, {cost}; the model is in {os.path.relpath(merged.out)}"
     yield merged.verification or "not verified"

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ptcli.merge.base import INDEX
 from ptcli.merge.model import Merged, MergePlan, Progress, Shard
 from ptcli.merge.publish import published
+
+if TYPE_CHECKING:
+    from ptcli.merge.verify import Verification
 
 
 def run_merge(
@@ -44,10 +48,10 @@ def run_merge(
         base=plan.base_name,
         tensors_merged=merged,
         tensors_copied=copied,
-        verified=verification is not None and verification[1] is not None,
-        max_abs_diff=verification[1] if verification else None,
+        verified=verification is not None and verification.complete,
+        max_abs_diff=verification.max_abs_diff if verification else None,
         seconds=round(time.monotonic() - start, 3),
-        verification=verification[0] if verification else "",
+        verification=verification.line() if verification else "",
     )
 
 
@@ -60,18 +64,22 @@ def _write(plan: MergePlan, folder: Path, progress: Progress) -> tuple[int, int]
         write_index(plan.shards, folder)
         merged = sum(1 for each in plan.outputs if each.operations)
         return merged, sum(1 for _ in plan.outputs) - merged
+    if plan.mode == "consolidate":
+        from ptcli.merge.consolidate import consolidate
+
+        written = consolidate(plan, folder, progress)
+        write_index(plan.shards, folder)
+        return 0, written
     from ptcli.merge.handover import count_changed, hand_over
 
     hand_over(plan, folder, progress)
     return count_changed(plan, folder)
 
 
-def _verify(plan: MergePlan, folder: Path, progress: Progress) -> tuple[str, float | None]:
-    """What verification says, and the largest difference of two logits. Raises WorkError when it is too large."""
+def _verify(plan: MergePlan, folder: Path, progress: Progress) -> Verification:
     from ptcli.merge.verify import verify_merge
 
-    found = verify_merge(plan, folder, progress=progress)
-    return found.line(), found.max_abs_diff
+    return verify_merge(plan, folder, progress=progress)
 
 
 def write_index(shards: tuple[Shard, ...], folder: Path) -> None:

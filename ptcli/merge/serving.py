@@ -38,6 +38,7 @@ TERMS = ("LICENSE*", "NOTICE*", "USE_POLICY*")
 _TYPES: Mapping[str, str] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 _HEADS: Mapping[str, str] = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}
 _NESTED = "text_config"
+_HOW = {"stream": "merged tensor by tensor", "handover": "merged by PEFT", "consolidate": "put together"}
 
 
 def write_serving_files(plan: MergePlan, folder: Path) -> None:
@@ -175,17 +176,18 @@ def _generation(base: Path, source: Path, ends: list[int]) -> dict[str, Any]:
 
 
 def _card(plan: MergePlan, config: Mapping[str, Any]) -> str:
-    rows = "\n".join(f"| {name} | {value} |" for name, value in _facts(plan, config))
+    rows = "\n".join(f"| {name} | {value} |" for name, value in (*_origin(plan), *_facts(plan, config)))
     # The hub takes a name for a repository of its own.
     hub = "" if is_local(plan.base_name) else f"base_model: {plan.base_name}\nbase_model_relation: finetune\n"
+    name = plan.base_name.rstrip("/").rpartition("/")[2]
+    title = f"{name}, trained" if plan.mode == "consolidate" else f"{name}, with an adapter merged in"
     return f"""---
 library_name: transformers
 {hub}tags:
 - ptcli
-- merged
 ---
 
-# {plan.base_name.rstrip("/").rpartition("/")[2]}, with an adapter merged in
+# {title}
 
 A whole model: what was trained is in the weights, and nothing else has to be loaded.
 
@@ -199,22 +201,28 @@ vllm serve .
 """
 
 
-def _facts(plan: MergePlan, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What the model came of."""
+def _origin(plan: MergePlan) -> Iterator[tuple[str, str]]:
+    """What the weights were made of."""
+    if plan.mode == "consolidate":
+        yield "sharded checkpoint", f"`{plan.adapter}`"
+        yield "config of", f"`{plan.base_name}`"
+        return
     commit = plan.base.name if plan.base.parent.name == "snapshots" else plan.base_revision
     yield "base", f"`{plan.base_name}`{f' at `{commit}`' if commit else ''}"
     yield "base, sha256 of its tensors' names, types and shapes", f"`{_digest_of_headers(plan.base)}`"
-    kind = str(plan.adapter_config.get("peft_type", "")).lower()
-    yield "adapter", f"`{plan.adapter}` ({kind})"
+    yield "adapter", f"`{plan.adapter}` ({str(plan.adapter_config.get('peft_type', '')).lower()})"
     for name in ("adapter_model.safetensors", "adapter_model.bin", "adapter_config.json"):
         if (plan.adapter / name).exists():
             yield f"sha256 of its {name}", f"`{_digest(plan.adapter / name)}`"
+
+
+def _facts(plan: MergePlan, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     recipe = _recipe(plan.adapter)
     if recipe is not None:
         yield "trained by the recipe", f"`{recipe}`"
         yield "sha256 of the recipe", f"`{_digest(recipe)}`"
     yield "type", str(config.get("dtype") or config.get("torch_dtype"))
-    yield "merged by", f"ptcli {__version__}, {'streamed' if plan.mode == 'stream' else 'PEFT'}"
+    yield "made by", f"ptcli {__version__}, {_HOW[plan.mode]}"
     for note in plan.notes:
         yield "note", note.replace("|", "\\|")
 
