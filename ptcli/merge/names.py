@@ -45,6 +45,8 @@ _EXPERT = re.compile(r"\.experts\.\d+\.[^.]+$")
 _ROUTER = re.compile(r"\.(mlp|block_sparse_moe)\.gate$")
 _INPUTS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tokens_embed")
 _HEADS = ("lm_head", "embed_out")
+SCORE_HEADS = ("score", "classifier")
+"""Modules that give scores in the place of text."""
 
 
 class Names:

@@ -12,8 +12,8 @@ from ptcli.errors import Problem
 from ptcli.merge.adapter import Adapter
 from ptcli.merge.base import Base
 from ptcli.merge.experts import expert_changes, is_fused, streams_parameters
-from ptcli.merge.model import AddBias, AddLora, Operation, Replace, ReplaceRows, Tensor
-from ptcli.merge.names import CONV1D, FUSED_EXPERTS, Names, is_head, is_input
+from ptcli.merge.model import AddBias, AddLora, Operation, Output, Replace, ReplaceRows, Tensor
+from ptcli.merge.names import CONV1D, FUSED_EXPERTS, SCORE_HEADS, Names, is_head, is_input
 from ptcli.merge.scales import rank_of, scale_of
 
 _PREFIX = re.compile(r"^base_model\.model\.")
@@ -23,6 +23,8 @@ _KEY = re.compile(
     r"token_adapter\.(?P<rows>trainable_tokens_delta)|"
     r"(?:base_layer\.|modules_to_save\.)?(?P<whole>weight|bias))"
 )
+SCORING = ("SEQ_CLS", "TOKEN_CLS")
+"""PEFT's tasks of models that give scores in the place of text."""
 _FLOATS = ("F32", "F16", "BF16")
 _SHOWN = 3
 """Problems of one kind that are named, before they are only counted."""
@@ -44,6 +46,8 @@ class Consumed:
     operations: dict[str, list[Operation]] = field(default_factory=lambda: defaultdict(list))
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Tensors that get another shape: embeddings of a larger vocabulary."""
+    added: list[Output] = field(default_factory=list)
+    """Heads of classifiers and reward models, which a language model does not have."""
     problems: list[Problem] = field(default_factory=list)
     handover: list[str] = field(default_factory=list)
     """Why it is for PEFT to merge."""
@@ -58,7 +62,7 @@ def consume(adapter: Adapter, base: Base, names: Names) -> Consumed:
     if not streams_parameters(adapter.config.get("target_parameters"), names):
         found.handover.append("`target_parameters` of this model are merged by PEFT itself")
         return found
-    missing = [pair.module for pair in pairs.values() if not _known(pair, base, names)]
+    missing = [pair.module for pair in pairs.values() if not _known(pair, adapter.config, base, names)]
     if missing:
         found.problems.append(_wrong_base(missing, base))
     for pair in pairs.values():
@@ -100,12 +104,26 @@ def _part(match: re.Match[str]) -> str:
     return match["side"] or match["bias"] or "rows"
 
 
-def _known(pair: Pair, base: Base, names: Names) -> bool:
+def _known(pair: Pair, config: Mapping[str, Any], base: Base, names: Names) -> bool:
     """Whether the base has the module. A tied head is there without being in the files."""
-    if is_fused(pair.module):
-        return True  # see `_fused`
+    if is_fused(pair.module) or _is_new_head(pair, config):
+        return True  # see `_fused`, `_new_head`
     tied = is_head(pair.module) and base.tied
     return tied or any(names.find(f"{pair.module}.{leaf}") for leaf in ("weight", "bias"))
+
+
+def _is_new_head(pair: Pair, config: Mapping[str, Any]) -> bool:
+    """A head that gives scores: trained whole, on a language model that has none."""
+    scores = str(config.get("task_type")) in SCORING and pair.module in SCORE_HEADS
+    return scores and pair.parts.keys() <= {"weight", "whole bias"}
+
+
+def _new_head(pair: Pair, base: Base, names: Names, found: Consumed) -> None:
+    inputs = base.tensors[names.inputs() or next(iter(base.tensors))]
+    for part, leaf in (("weight", "weight"), ("whole bias", "bias")):
+        if part in pair.parts:
+            tensor = pair.parts[part]
+            found.added.append(Output(f"{pair.module}.{leaf}", inputs.dtype, tensor.shape, None, (Replace(tensor),)))
 
 
 def _wrong_base(missing: list[str], base: Base) -> Problem:
@@ -116,6 +134,8 @@ def _wrong_base(missing: list[str], base: Base) -> Problem:
 
 def _consume_pair(pair: Pair, config: Mapping[str, Any], base: Base, names: Names, found: Consumed) -> None:
     weight = names.find(f"{pair.module}.weight")
+    if weight is None and _is_new_head(pair, config):
+        return _new_head(pair, base, names, found)
     if weight is None and is_head(pair.module) and base.tied:
         weight = f"{pair.module}.weight"
     _whole_tensors(pair, weight, base, names, found)

@@ -38,6 +38,22 @@ FAMILIES: Mapping[str, Callable[[], Any]] = {
     "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
         **_COMMON, head_dim=8, num_experts=3, num_experts_per_tok=2, moe_intermediate_size=24, decoder_sparse_step=1
     ),
+    "gemma3": lambda: transformers.Gemma3Config(
+        text_config={**_COMMON, "tie_word_embeddings": True, "head_dim": 8, "model_type": "gemma3_text"},
+        vision_config={"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+                       "image_size": 8, "patch_size": 4}, mm_tokens_per_image=4),
+    "llava": lambda: transformers.LlavaConfig(
+        text_config={**_COMMON, "model_type": "llama"},
+        vision_config={"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+                       "image_size": 8, "patch_size": 4, "model_type": "clip_vision_model", "projection_dim": 16}),
+    "gpt_neox": lambda: transformers.GPTNeoXConfig(
+        hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, vocab_size=VOCAB),
+    "qwen2_5_vl": lambda: transformers.Qwen2_5_VLConfig(
+        text_config=_COMMON | {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2],
+                                                   "rope_theta": 10000.0}},
+        vision_config={"depth": 1, "hidden_size": 16, "out_hidden_size": WIDTH, "num_heads": 2, "in_chans": 3,
+                       "patch_size": 4, "intermediate_size": 16, "fullatt_block_indexes": [0]},
+        tie_word_embeddings=False),
     "qwen2_vl": lambda: transformers.Qwen2VLConfig(
         text_config=_COMMON | {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2],
                                                    "rope_theta": 10000.0}},
@@ -45,17 +61,23 @@ FAMILIES: Mapping[str, Callable[[], Any]] = {
 }  # fmt: skip
 
 
+SEEING = ("qwen2_vl", "qwen2_5_vl", "gemma3", "llava")
+"""Families with a vision part."""
+
+
 def make_base(kind: str, folder: Path, *, dtype: torch.dtype = torch.bfloat16, shards: str = "60KB") -> Path:
     """A tiny model of random weights, in several files."""
     torch.manual_seed(1)
     config = FAMILIES[kind]()
-    auto = transformers.AutoModelForImageTextToText if kind == "qwen2_vl" else transformers.AutoModelForCausalLM
+    auto = transformers.AutoModelForImageTextToText if kind in SEEING else transformers.AutoModelForCausalLM
     model = auto.from_config(config, dtype=dtype)
     model.save_pretrained(folder, max_shard_size=shards)
     return folder
 
 
-def load_base(folder: Path) -> Any:
+def load_base(folder: Path, task: str = "CAUSAL_LM") -> Any:
+    if task == "SEQ_CLS":
+        return transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto", num_labels=1)
     kind = json.loads((folder / "config.json").read_text())["architectures"][0]
     return getattr(transformers, kind).from_pretrained(folder, dtype="auto")
 
@@ -63,9 +85,8 @@ def load_base(folder: Path) -> Any:
 def make_adapter(base: Path, folder: Path, *, adapter_dtype: torch.dtype | None = None, **options: Any) -> Path:
     """An adapter of random weights, saved by PEFT."""
     torch.manual_seed(2)
-    model = get_peft_model(
-        load_base(base), LoraConfig(**{"r": 8, "lora_alpha": 16, "task_type": "CAUSAL_LM"} | options)
-    )
+    options = {"r": 8, "lora_alpha": 16, "task_type": "CAUSAL_LM"} | options
+    model = get_peft_model(load_base(base, options["task_type"]), LoraConfig(**options))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -90,7 +111,8 @@ def reconfigure(folder: Path, **values: Any) -> None:
 
 def merged_by_peft(base: Path, adapter: Path, folder: Path) -> dict[str, torch.Tensor]:
     """The tensors of PEFT's merged model, by their names in its files."""
-    PeftModel.from_pretrained(load_base(base), str(adapter)).merge_and_unload().save_pretrained(folder)
+    task = json.loads((adapter / "adapter_config.json").read_text())["task_type"]
+    PeftModel.from_pretrained(load_base(base, task), str(adapter)).merge_and_unload().save_pretrained(folder)
     return read(folder)
 
 

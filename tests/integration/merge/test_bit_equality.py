@@ -14,6 +14,13 @@ ALL = {"target_modules": "all-linear"}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"{kind}, all linear": (kind, ALL) for kind in
        ("llama", "qwen2", "qwen3", "gemma", "mistral", "phi3", "gpt2", "mixtral", "qwen3_moe")},
+    "gpt_neox, all linear": ("gpt_neox", ALL),
+    "gpt_neox head": ("gpt_neox", {"target_modules": ["embed_out", "lm_head"]}),
+    "reward model": ("llama", {"target_modules": ["q_proj", "up_proj"], "task_type": "SEQ_CLS"}),
+    "reward model, tied": ("gemma", {"target_modules": ["q_proj", "up_proj"], "task_type": "SEQ_CLS"}),
+    "gemma3 with its vision part": ("gemma3", {"target_modules": ["q_proj", "up_proj"]}),
+    "llava with its vision part": ("llava", {"target_modules": ["q_proj", "lm_head"]}),
+    "qwen2_5_vl with its vision part": ("qwen2_5_vl", {"target_modules": ["q_proj", "up_proj", "qkv"]}),
     "qwen2_vl text": ("qwen2_vl", {"target_modules": r".*language_model.*(q_proj|v_proj|up_proj|down_proj)"}),
     "rank 16, scale no power of two": ("llama", ALL | {"r": 16, "lora_alpha": 24}),
     "rsLoRA and patterns": ("qwen2", ALL | {
