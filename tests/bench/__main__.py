@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.bench import merge
+
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "7"))
@@ -92,6 +94,8 @@ def main() -> int:
         verdict = "ok" if kept else "BROKEN"
         figures = f"{ours:8.4f} s / {theirs:8.4f} s = {ratio:5.3f}"
         print(f"{comparison.name:32} {figures}  (limit {comparison.limit})  {verdict}", flush=True)
+    if not wanted or any(word in merge.NAME for word in wanted):
+        broken += merge.main()
     return 1 if broken else 0
 
 
