@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from ptcli.errors import Problem, RequestError
 from ptcli.merge.headers import read_tensors
+from ptcli.merge.hub import download as fetch
 from ptcli.merge.model import Tensor
 from ptcli.plan.reference import changes_base
 from ptcli.recipe.adapter_folders import UNMERGEABLE
@@ -30,6 +32,7 @@ from ptcli.recipe.suggest import nearest
 WEIGHTS = "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
 
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _NO_MERGE = UNMERGEABLE | {
     "prefix_tuning", "multitask_prompt_tuning", "cpt", "cartridge", "adaption_prompt", "xlora", "poly",
 }  # fmt: skip
@@ -69,12 +72,12 @@ class Adapter:
     """Why it is for PEFT to merge; "" where it can be streamed."""
 
 
-def read_adapter(path: str) -> Adapter:
-    """The adapter at a path: a folder, a run directory, `RUN@500`, a hub model in the cache.
+def read_adapter(path: str, *, download: bool = False) -> Adapter:
+    """The adapter at a path: a folder, a run directory, `RUN@500`, a hub id (with `download`, fetched if need be).
 
     Raises RequestError when it is not there, not whole, or no merge of it exists; with all that is wrong.
     """
-    folder = find_adapter(path)
+    folder = find_adapter(path, download=download)
     config = read_json(folder / ADAPTER_CONFIG)
     if config is None:
         why = unreadable(folder / ADAPTER_CONFIG) or "is not a JSON mapping"
@@ -93,7 +96,7 @@ def read_adapter(path: str) -> Adapter:
     return Adapter(folder, config, tensors, _why_handed_over(config, weights))
 
 
-def find_adapter(path: str) -> Path:
+def find_adapter(path: str, *, download: bool = False) -> Path:
     """Folder of the adapter that a path means. Of a run, the one at its top: what lies in `ref/` is the frozen
     reference that training started from."""
     missing = _missing_checkpoint(path)
@@ -101,8 +104,10 @@ def find_adapter(path: str) -> Path:
         raise RequestError(missing)
     resolved = resolve_model_path(os.path.expanduser(path))
     folder = local_folder(resolved)
+    if folder is None and download and _HUB_ID.fullmatch(resolved):
+        folder = fetch(resolved, None, "the adapter")
     if folder is None or not folder.is_dir():
-        fix = near_sibling(Path(path)) or ("" if is_local(resolved) else "or download it first, if it is a hub model")
+        fix = near_sibling(Path(path)) or ("" if is_local(resolved) else "if it is a hub id, download it first")
         raise RequestError(Problem(f"there is no adapter {path}", fix))
     if not os.path.exists(folder / ADAPTER_CONFIG):
         raise RequestError(_no_adapter(folder))

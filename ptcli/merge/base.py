@@ -11,6 +11,7 @@ from typing import Any
 
 from ptcli.errors import Problem, RequestError
 from ptcli.merge.headers import read_tensors
+from ptcli.merge.hub import download as fetch
 from ptcli.merge.model import Tensor
 from ptcli.recipe.files import near_sibling
 from ptcli.recipe.local_models import (
@@ -26,8 +27,6 @@ from ptcli.recipe.local_models import (
 INDEX = "model.safetensors.index.json"
 _OF = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 _BNB_NAME = re.compile(r"(-unsloth)?-bnb-(4|8)bit$")
-_DOWNLOADED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.py", "README.md")
-"""Files of a hub model that a merge reads."""
 
 
 @dataclass(frozen=True)
@@ -149,24 +148,13 @@ def _find_folder(path: str, revision: str | None, download: bool) -> Path:
     if not download:
         fix = "download it first, or leave out --dry-run; or give a folder with --base"
         raise RequestError(Problem(f"the base {path} is not on this machine", fix))
-    return _download(path, revision)
+    return fetch(path, revision, "the base")
 
 
 def _whole(snapshot: Path) -> bool:
     """Whether a hub model's weights are in the cache, and not only its config."""
     files = weight_files(snapshot)
     return bool(files) and all(os.path.exists(each) for each in files)
-
-
-def _download(path: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=list(_DOWNLOADED)))
-    except Exception as error:  # whatever the hub's client raises: no network, no such model, no access
-        reason = " ".join(str(error).split())[:300]
-        message = f"the base {path} is not on this machine and cannot be downloaded: {reason}"
-        raise RequestError(Problem(message, "give a folder with --base")) from None
 
 
 def _find_files(folder: Path, name: str) -> tuple[list[Path], list[str]]:

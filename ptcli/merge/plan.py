@@ -50,7 +50,7 @@ def plan_merge(
     """
     problems: list[Problem] = []
     asked = _collect(problems, lambda: _Asked(parse_dtype(dtype), parse_size(max_shard_size), allow_missing))
-    found = _collect(problems, lambda: read_adapter(adapter))
+    found = _collect(problems, lambda: read_adapter(adapter, download=download))
     if found is None or asked is None:
         raise RequestError(problems)
     path, revision = _base_of(found, base)

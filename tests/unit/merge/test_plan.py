@@ -335,6 +335,45 @@ def test_a_pickled_base_is_handed_over(base: Path, tmp_path: Path) -> None:
     assert (plan.mode, plan.reason) == ("handover", "its weights are pickled (.bin)")
 
 
+def in_cache(cache: Path, repository: str, folder: Path) -> None:
+    """Put a folder into a hub cache, as `huggingface_hub` lays it out: links to blobs."""
+    place = cache / f"models--{repository.replace('/', '--')}"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text("c0ffee")
+    (place / "blobs").mkdir()
+    (place / "snapshots" / "c0ffee").mkdir(parents=True)
+    for path in folder.iterdir():
+        (place / "blobs" / path.name).write_bytes(path.read_bytes())
+        (place / "snapshots" / "c0ffee" / path.name).symlink_to(place / "blobs" / path.name)
+
+
+def test_hub_ids_of_base_and_adapter(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    in_cache(tmp_path / "hub", "org/model", base)
+    in_cache(tmp_path / "hub", "org/adapter", make_adapter(tmp_path / "adapter", "org/model"))
+    plan = plan_merge("org/adapter")
+    assert (plan.base_name, plan.base) == ("org/model", tmp_path / "hub/models--org--model/snapshots/c0ffee")
+    assert plan.notes == ()
+    (plan.base / "model.safetensors").unlink()  # only the config was fetched
+    assert "the base org/model is not on this machine; download it first, or leave out --dry-run" in refusal(
+        Path("org/adapter")
+    )
+
+
+def test_a_hub_that_cannot_be_reached(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    adapter = make_adapter(tmp_path / "adapter", "org/model")
+    assert "the base org/model is not on this machine and cannot be downloaded: no network" in refusal(
+        adapter, download=True
+    )
+    assert "the adapter org/adapter is not on this machine" in refusal(Path("org/adapter"), download=True)
+
+
 def test_other_bases_that_are_none(base: Path, tmp_path: Path) -> None:
     adapter = make_adapter(tmp_path / "adapter", base)
     assert "is an adapter itself" in refusal(adapter, base=str(adapter))
