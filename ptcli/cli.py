@@ -393,7 +393,9 @@ def _run(accepted: Accepted, *, overwrite: bool, as_json: bool) -> None:
         if as_json:
             _print_json(status.as_dict())
         elif status.exit_code == 0:
-            typer.echo("\n".join(finished_lines(plan.output_dir, status.step, status.events)))
+            typer.echo(
+                "\n".join(finished_lines(plan.output_dir, status.step, status.events, merged=plan.after is not None))
+            )
     raise typer.Exit(status.exit_code or 0)
 
 

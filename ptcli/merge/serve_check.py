@@ -54,7 +54,7 @@ def _run(folder: Path, result: Path, log: Path, progress: Progress, *, on_cpu: b
     env = {"HF_HUB_OFFLINE": "1"} | engine_environment("cpu" if on_cpu else "cuda", {})
     end = time.monotonic() + LIMIT
     with Signals() as signals, adopt_orphans(), Processes() as processes:
-        group = processes.start(Step("preflight", 0, argv, env, ()), log)
+        group = processes.start(Step("check", 0, argv, env, ()), log)
         while (code := group.poll()) is None:
             signals.check()
             processes.record()

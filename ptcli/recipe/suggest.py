@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from ptcli.recipe.model import Recipe, keys_of
 
 NOT_BUILT = {
-    "": frozenset({"tools", "environment", "evaluate", "after"}),
+    "": frozenset({"tools", "environment", "evaluate"}),
     "data": frozenset({"allow"}),
     "data.train": frozenset({"from", "map_roles", "parse_json", "prompt", "map", "filter", "columns", "weight"}),
     "launch": frozenset({"nccl", "slurm"}),
