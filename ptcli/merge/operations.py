@@ -21,7 +21,7 @@ _KEY = re.compile(
     r"(?P<module>.+?)\.(?:"
     r"lora_(?P<side>[AB])\.weight|lora_embedding_(?P<table>[AB])|lora_B\.(?P<bias>bias)|"
     r"token_adapter\.(?P<rows>trainable_tokens_delta)|"
-    r"(?:base_layer\.|modules_to_save\.)?(?P<whole>weight|bias))"
+    r"(?P<copy>(?:token_adapter\.)?base_layer\.|modules_to_save\.|original_module\.)?(?P<whole>weight|bias))"
 )
 SCORING = ("SEQ_CLS", "TOKEN_CLS")
 """PEFT's tasks of models that give scores in the place of text."""
@@ -90,10 +90,18 @@ def _sort(adapter: Adapter, found: Consumed) -> dict[str, Pair]:
         if match is None:
             unknown.append(key)
             continue
-        pairs.setdefault(match["module"], Pair(match["module"])).parts[_part(match)] = tensor
+        parts = pairs.setdefault(match["module"], Pair(match["module"])).parts
+        if not _is_said_twice(match, parts):
+            parts[_part(match)] = tensor
     if unknown:
         found.handover.append(f"{unknown[0]} is no tensor of a plain LoRA")
     return pairs
+
+
+def _is_said_twice(match: re.Match[str], parts: Mapping[str, Tensor]) -> bool:
+    """A module trained whole, of a model whose vocabulary has grown, is saved three times: by itself, from its wrapper,
+    and as it was before training, which nothing uses."""
+    return match["copy"] == "original_module." or (match["copy"] == "modules_to_save." and _part(match) in parts)
 
 
 def _part(match: re.Match[str]) -> str:
@@ -154,7 +162,7 @@ def _consume_pair(pair: Pair, config: Mapping[str, Any], base: Base, names: Name
     if "bias" in parts:
         _bias(pair, config, names, found)
     if "rows" in parts and weight:
-        _rows(pair, weight, config, base, found)
+        _rows(pair, weight, config, base, names, found)
 
 
 def _whole_tensors(pair: Pair, weight: str | None, base: Base, names: Names, found: Consumed) -> None:
@@ -272,15 +280,15 @@ def _bias(pair: Pair, config: Mapping[str, Any], names: Names, found: Consumed) 
         found.operations[name].append(AddBias(tensor, scale_of(config, pair.module, a.shape[0])))
 
 
-def _rows(pair: Pair, weight: str, config: Mapping[str, Any], base: Base, found: Consumed) -> None:
+def _rows(pair: Pair, weight: str, config: Mapping[str, Any], base: Base, names: Names, found: Consumed) -> None:
     """Rows of an embedding that were trained by themselves: they replace those of the base."""
     tensor, given = pair.parts["rows"], config.get("trainable_token_indices")
     rows = given if isinstance(given, list) else _rows_of(given, pair.module)
-    whole = base.tensors.get(weight)
-    if rows is None or whole is None:
+    shape = found.shapes.get(weight) or _shape(weight, base, names)
+    if rows is None or not shape:
         found.handover.append(f"which rows {tensor.name} holds is for PEFT to tell")
-    elif tensor.shape != (len(rows), *whole.shape[1:]) or not all(0 <= row < whole.shape[0] for row in rows):
-        message = f"{tensor.name} is {_by(tensor.shape)} for {len(rows)} tokens of {weight}, {_by(whole.shape)}"
+    elif tensor.shape != (len(rows), *shape[1:]) or not all(0 <= row < shape[0] for row in rows):
+        message = f"{tensor.name} is {_by(tensor.shape)} for {len(rows)} tokens of {weight}, {_by(shape)}"
         found.problems.append(Problem(message, "config, weights and base are not of the same adapter"))
     else:
         found.operations[weight].append(ReplaceRows(tuple(rows), tensor))

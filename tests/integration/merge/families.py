@@ -75,18 +75,28 @@ def make_base(kind: str, folder: Path, *, dtype: torch.dtype = torch.bfloat16, s
     return folder
 
 
-def load_base(folder: Path, task: str = "CAUSAL_LM") -> Any:
+def load_base(folder: Path, task: str = "CAUSAL_LM", rows: int | None = None) -> Any:
+    """The model, with so many rows of embeddings where that is said."""
+    model = _load(folder, task)
+    if rows:
+        model.resize_token_embeddings(rows)
+    return model
+
+
+def _load(folder: Path, task: str) -> Any:
     if task == "SEQ_CLS":
         return transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto", num_labels=1)
     kind = json.loads((folder / "config.json").read_text())["architectures"][0]
     return getattr(transformers, kind).from_pretrained(folder, dtype="auto")
 
 
-def make_adapter(base: Path, folder: Path, *, adapter_dtype: torch.dtype | None = None, **options: Any) -> Path:
+def make_adapter(
+    base: Path, folder: Path, *, adapter_dtype: torch.dtype | None = None, rows: int | None = None, **options: Any
+) -> Path:
     """An adapter of random weights, saved by PEFT."""
     torch.manual_seed(2)
     options = {"r": 8, "lora_alpha": 16, "task_type": "CAUSAL_LM"} | options
-    model = get_peft_model(load_base(base, options["task_type"]), LoraConfig(**options))
+    model = get_peft_model(load_base(base, options["task_type"], rows), LoraConfig(**options))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -109,10 +119,10 @@ def reconfigure(folder: Path, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def merged_by_peft(base: Path, adapter: Path, folder: Path) -> dict[str, torch.Tensor]:
+def merged_by_peft(base: Path, adapter: Path, folder: Path, rows: int | None = None) -> dict[str, torch.Tensor]:
     """The tensors of PEFT's merged model, by their names in its files."""
     task = json.loads((adapter / "adapter_config.json").read_text())["task_type"]
-    PeftModel.from_pretrained(load_base(base, task), str(adapter)).merge_and_unload().save_pretrained(folder)
+    PeftModel.from_pretrained(load_base(base, task, rows), str(adapter)).merge_and_unload().save_pretrained(folder)
     return read(folder)
 
 

@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from tests.integration.merge.families import differing, make_adapter, make_base, merged_by_peft, merged_by_us, read
+from tests.integration.merge.families import (
+    VOCAB,
+    differing,
+    make_adapter,
+    make_base,
+    merged_by_peft,
+    merged_by_us,
+    read,
+)
 
 ALL = {"target_modules": "all-linear"}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -63,3 +71,24 @@ def test_dtypes(dtype: torch.dtype, adapter_dtype: torch.dtype, tmp_path: Path) 
     base = make_base("llama", tmp_path / "base", dtype=dtype)
     adapter = make_adapter(base, tmp_path / "adapter", adapter_dtype=adapter_dtype, **ALL)
     assert differing(merged_by_us(adapter, tmp_path / "ours"), merged_by_peft(base, adapter, tmp_path / "theirs")) == []
+
+
+GROWN: dict[str, tuple[str, dict[str, Any]]] = {
+    f"{name}, {kind}": (kind, {"target_modules": ["q_proj"]} | options)
+    for kind in ("llama", "llama-tied")
+    for name, options in {
+        "trained tokens": {"trainable_token_indices": [VOCAB, VOCAB + 6]},
+        "trained whole": {"modules_to_save": ["embed_tokens", "lm_head"]},
+        "nothing of it trained": {},
+    }.items()
+}
+"""Adapters of a model with more tokens than its base."""
+
+
+@pytest.mark.parametrize("name", GROWN)
+def test_a_vocabulary_that_has_grown(name: str, tmp_path: Path) -> None:
+    kind, options = GROWN[name]
+    base = make_base(kind, tmp_path / "base")
+    adapter = make_adapter(base, tmp_path / "adapter", rows=VOCAB + 8, **options)
+    theirs = merged_by_peft(base, adapter, tmp_path / "theirs", rows=VOCAB + 8)
+    assert differing(merged_by_us(adapter, tmp_path / "ours"), theirs) == []
