@@ -139,6 +139,34 @@ def test_a_handed_over_adapter_on_a_wrong_base_is_an_error_too(tmp_path: Path) -
     assert not (tmp_path / "out").exists()
 
 
+TARGETS = {"target_modules": ["q_proj", "v_proj"]}
+OTHER_TYPES: dict[str, dict[str, Any]] = {
+    "IA3Config": {"target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]},
+    "LoHaConfig": TARGETS, "LoKrConfig": TARGETS, "OFTConfig": TARGETS | {"oft_block_size": 8, "r": 0},
+    "VeraConfig": {"target_modules": ["q_proj", "o_proj"]}, "AdaLoraConfig": TARGETS | {"total_step": 10},
+    "LNTuningConfig": {"target_modules": ["input_layernorm"]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OTHER_TYPES)
+def test_other_types_are_merged_by_peft(kind: str, tmp_path: Path) -> None:
+    import peft
+
+    base = make_base("llama", tmp_path / "base", dtype=torch.float32)
+    config = getattr(peft, kind)(task_type="CAUSAL_LM", **OTHER_TYPES[kind])
+    model = peft.get_peft_model(load_base(base), config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    model.save_pretrained(tmp_path / "adapter")
+    theirs = merged_by_peft(base, tmp_path / "adapter", tmp_path / "theirs")
+    merged = run_merge(plan_merge(str(tmp_path / "adapter")), tmp_path / "out", verify=False)
+    assert differing(read(tmp_path / "out"), theirs) == []
+    assert merged.tensors_merged == len(differing(theirs, read(base)))
+    assert merged.tensors_merged + merged.tensors_copied == len(theirs)
+
+
 # --- experts ---------------------------------------------------------------------------------------------------------
 
 LEAVES = {"mixtral": ["w1", "w2", "w3"], "qwen3_moe": ["gate_proj", "up_proj", "down_proj"]}
