@@ -85,6 +85,13 @@ class ReplaceRows:
 Operation = AddLora | AddBias | Replace | ReplaceRows
 
 
+def tensors_of(operation: Operation) -> tuple[Tensor, ...]:
+    """The tensors of the adapter that an operation reads."""
+    if isinstance(operation, AddLora):
+        return operation.a, operation.b
+    return (operation.bias,) if isinstance(operation, AddBias) else (operation.by,)
+
+
 @dataclass(frozen=True)
 class Output:
     """A tensor of the merged model: a tensor of the base, and what is done to it in order. Without operations, a copy.

@@ -17,7 +17,8 @@ from ptcli.merge.base import Base, read_base
 from ptcli.merge.identity import compare
 from ptcli.merge.model import ITEM_BYTES, AddLora, MergePlan, Operation, Output, Shard, Tensor
 from ptcli.merge.names import Names, is_head, is_input
-from ptcli.merge.operations import Consumed, consume, lacking
+from ptcli.merge.operations import Consumed, consume
+from ptcli.merge.targets import lacking
 from ptcli.merge.tying import Untied, untie
 
 DTYPES: Mapping[str, str] = {

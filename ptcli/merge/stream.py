@@ -32,6 +32,7 @@ from ptcli.merge.model import (
     ReplaceRows,
     Shard,
     Tensor,
+    tensors_of,
 )
 
 BLOCK = 2 << 20
@@ -409,13 +410,7 @@ def _tensors_of(plan: MergePlan) -> Iterator[Tensor]:
     """Every tensor of the adapter that goes into the model, once."""
     seen = set()
     for operation in (each for output in plan.outputs for each in output.operations):
-        for tensor in _parts(operation):
+        for tensor in tensors_of(operation):
             if (tensor.name, tensor.start) not in seen:
                 seen.add((tensor.name, tensor.start))
                 yield tensor
-
-
-def _parts(operation: Operation) -> tuple[Tensor, ...]:
-    if isinstance(operation, AddLora):
-        return operation.a, operation.b
-    return (operation.bias,) if isinstance(operation, AddBias) else (operation.by,)

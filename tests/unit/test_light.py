@@ -30,7 +30,7 @@ LIGHT_IN_HEAVY_ROOM = {
     "ptcli.merge", "ptcli.merge.adapter", "ptcli.merge.base", "ptcli.merge.experts", "ptcli.merge.headers",
     "ptcli.merge.hub", "ptcli.merge.identity", "ptcli.merge.model", "ptcli.merge.names", "ptcli.merge.operations", "ptcli.merge.plan",
     "ptcli.merge.progress", "ptcli.merge.publish", "ptcli.merge.render", "ptcli.merge.run", "ptcli.merge.scales",
-    "ptcli.merge.serving", "ptcli.merge.tying",
+    "ptcli.merge.serving", "ptcli.merge.targets", "ptcli.merge.tying",
     "ptcli.train",
     "ptcli.train.config",
     "ptcli.train.guards",

@@ -259,6 +259,16 @@ def test_a_tensor_that_the_base_has_no_place_for_is_refused(base: Path, tmp_path
     assert "model.extra" in refusal(make_adapter(tmp_path / "adapter", base, shapes))
 
 
+def test_two_modules_that_mean_the_same_tensor_are_refused(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", model_type="qwen2_vl")
+    modules = linear(llama())
+    named_anew = {name.replace("model.layers", "model.language_model.layers"): shape for name, shape in
+                  lora(modules, llama()).items()}  # fmt: skip
+    assert len(names_of(make_adapter(tmp_path / "one", base, named_anew))) == len(modules)
+    both = make_adapter(tmp_path / "both", base, named_anew | lora(modules, llama()))
+    assert "two modules of the adapter change model.layers.0.self_attn.q_proj.weight" in refusal(both)
+
+
 def test_another_base_of_the_same_shape_is_a_warning(base: Path, tmp_path: Path) -> None:
     adapter = make_adapter(tmp_path / "adapter", "org/its-own-base")
     plan = plan_merge(str(adapter), base=str(base))
@@ -468,7 +478,7 @@ def test_biases(tmp_path: Path) -> None:
     assert kinds(two) == {f"{q}.weight": ["AddLora"], f"{q}.bias": ["AddBias"]}
     three = make_adapter(tmp_path / "nowhere", base, lora([UP], llama()) | {f"{PREFIX}{UP}.lora_B.bias": (INNER,)},
                          lora_bias=True, target_modules=r".*0.*up_proj")  # fmt: skip
-    assert "the base's layer has none to add it to" in refusal(three)
+    assert "(`lora_bias`), and the base's layer has none" in refusal(three)
 
 
 # --- options ---------------------------------------------------------------------------------------------------------
