@@ -33,6 +33,8 @@ _PREFIX = re.compile(r"^(model|transformer|gpt_neox)\.")
 
 CONV1D = frozenset({"gpt2", "openai-gpt"})
 """Model types whose layers are transformers' Conv1D, with weights (inputs, outputs)."""
+MIXED = frozenset({"imagegpt", "decision_transformer", "clvp"})
+"""Model types with both Conv1D and linear layers: a square weight does not tell which it is of."""
 FUSED_EXPERTS = frozenset({
     "mixtral", "minimax", "minimax_m2", "qwen2_moe", "afmoe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1",
     "ernie4_5_moe", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "glm4v_moe", "longcat_flash", "solar_open", "mellum",

@@ -13,7 +13,7 @@ from ptcli.merge.adapter import Adapter
 from ptcli.merge.base import Base
 from ptcli.merge.experts import expert_changes, is_fused, streams_parameters
 from ptcli.merge.model import AddBias, AddLora, Operation, Output, Replace, ReplaceRows, Tensor, tensors_of
-from ptcli.merge.names import CONV1D, FUSED_EXPERTS, SCORE_HEADS, Names, is_head, is_input
+from ptcli.merge.names import CONV1D, FUSED_EXPERTS, MIXED, SCORE_HEADS, Names, is_head, is_input
 from ptcli.merge.scales import rank_of, scale_of
 
 _PREFIX = re.compile(r"^base_model\.model\.")
@@ -208,8 +208,8 @@ class _Consumer:
             self.found.handover.append(f"{module} is no linear layer")
         elif expert and kind not in FUSED_EXPERTS:
             self.found.handover.append(f"experts of {kind or 'a model without a type'} are merged by PEFT itself")
-        elif self._config.get("fan_in_fan_out") and not conv:
-            self.found.handover.append("`fan_in_fan_out` is set, and only PEFT knows which layers it is true of")
+        elif kind in MIXED or (self._config.get("fan_in_fan_out") and not conv):
+            self.found.handover.append("layers may be of either orientation (`fan_in_fan_out`), which only PEFT knows")
         else:
             self._add(module, a, b, weight, transposed=conv and not is_head(module), rounded=expert)
 

@@ -258,7 +258,7 @@ class _Worker:
         tensor = whole or output.source
         assert tensor is not None
         block = self._read(tensor, first, last, width)
-        return block if block.dtype == wanted else self._wide_copy(block, wanted)
+        return block if block.dtype == wanted else self._converted(block, wanted)
 
     def _read(self, tensor: Tensor, first: int, last: int, width: int) -> torch.Tensor:
         dtype = _DTYPES[tensor.dtype]
@@ -267,7 +267,7 @@ class _Worker:
         self._files.fill(self._raw.take(nbytes), tensor.file, tensor.start + first * width * dtype.itemsize)
         return block
 
-    def _wide_copy(self, block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def _converted(self, block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return self._cast.tensor(tuple(block.shape), dtype).copy_(block)
 
     def _apply(
@@ -282,9 +282,9 @@ class _Worker:
             self._replace_rows(operation, block, span)
 
     def _add(self, lora: AddLora, factors: _Factors, block: torch.Tensor, span: tuple[int, int]) -> None:
-        wide = (
-            block if block.dtype == torch.float32 else self._wide.tensor(tuple(block.shape), torch.float32).copy_(block)
-        )
+        wide = block
+        if block.dtype != torch.float32:
+            wide = self._wide.tensor(tuple(block.shape), torch.float32).copy_(block)
         if lora.transposed or lora.rounded or not self._fused(lora, factors, wide, span):
             wide += self._changed(lora, factors, span, block.dtype)
         else:
