@@ -115,7 +115,9 @@ def _plan(adapter: Adapter, base: Base, asked: _Asked) -> MergePlan:
         raise RequestError([*_few(found.problems), *([other] if other else [])])
     reason = adapter.handover or ("its weights are pickled (.bin)" if not base.tensors else "")
     reason = reason or (found.handover[0] if found.handover else "")
-    untied = untie(base, found.operations, names, together=_together(adapter.config))
+    untied = Untied(found.operations)
+    if not found.added:  # with a head that gives scores, there is no pair
+        untied = untie(base, found.operations, names, together=_together(adapter.config))
     rows = {shape[0] for shape in found.shapes.values()}
     done = Untied({}) if reason else untied
     shards = _shards(base, _outputs(base, done, found, asked), asked) if base.tensors else ()

@@ -199,6 +199,11 @@ def test_handed_over(name: str, base: Path, tmp_path: Path) -> None:
     assert plan.memory > (base / "model.safetensors").stat().st_size
 
 
+def test_models_with_layers_of_both_orientations_are_handed_over(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", model_type="imagegpt")
+    assert "either orientation" in plan_merge(str(make_adapter(tmp_path / "adapter", base))).reason
+
+
 NEUTRAL = {
     "auto_mapping": None, "revision": None, "inference_mode": True, "bias": "none", "exclude_modules": None,
     "fan_in_fan_out": False, "init_lora_weights": True, "layer_replication": None, "layers_pattern": None,
