@@ -16,6 +16,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
 import torch
 
@@ -65,8 +66,12 @@ def _run(shards: tuple[Shard, ...], folder: Path, done: _Done) -> None:
     """One worker a file: writes of two to one file would wait for its lock in the kernel. One torch thread a worker:
     OpenMP's threads spin where there are more of them than cores."""
     count = min(len(shards), len(os.sched_getaffinity(0)), _MOST_WORKERS)
+    memory: SimpleQueue[_Memory] = SimpleQueue()
+    for _ in range(count):
+        memory.put(_Memory())
+    largest_first = sorted(shards, key=lambda shard: -shard.nbytes)
     with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        jobs = [pool.submit(_write_shard, shard, folder, done) for shard in sorted(shards, key=lambda s: -s.nbytes)]
+        jobs = [pool.submit(_write_shard, shard, folder, done, memory) for shard in largest_first]
         try:
             finished, _ = wait(jobs, return_when=FIRST_EXCEPTION)
         finally:
@@ -95,11 +100,11 @@ class _Done:
 # --- a file ----------------------------------------------------------------------------------------------------------
 
 
-def _write_shard(shard: Shard, folder: Path, done: _Done) -> None:
-    path = folder / shard.name
+def _write_shard(shard: Shard, folder: Path, done: _Done, spare: SimpleQueue[_Memory]) -> None:
+    path, memory = folder / shard.name, spare.get()
     try:
         with Files() as files, _created(path) as out:
-            worker = _Worker(files, out, done)
+            worker = _Worker(files, out, done, memory)
             place = worker.header(shard)
             for output in shard.tensors:
                 worker.write(output, place)
@@ -108,6 +113,8 @@ def _write_shard(shard: Shard, folder: Path, done: _Done) -> None:
             os.fsync(out)
     except OSError as error:
         raise WorkError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        spare.put(memory)
 
 
 @contextmanager
@@ -153,7 +160,7 @@ def _write_all(out: int, buffer: memoryview, place: int) -> None:
 
 
 class _Block:
-    """Memory that is used again for every block: fresh memory would be page faults, which cost more than the sums."""
+    """Memory that is used again and again: fresh memory would be page faults, which cost more than the sums."""
 
     def __init__(self) -> None:
         self._bytes = bytearray()
@@ -168,13 +175,21 @@ class _Block:
         return torch.frombuffer(self.take(count * dtype.itemsize), dtype=dtype, count=count).view(shape)
 
 
+class _Memory:
+    """All that a worker holds, from file to file."""
+
+    def __init__(self) -> None:
+        self.raw, self.wide, self.change, self.cast = _Block(), _Block(), _Block(), _Block()
+        self.a, self.b = _Block(), _Block()
+
+
 class _Worker:
     """Writes the tensors of one file. Places are bytes from its start."""
 
-    def __init__(self, files: Files, out: int, done: _Done):
+    def __init__(self, files: Files, out: int, done: _Done, memory: _Memory):
         self._files, self._out, self._done = files, out, done
-        self._adapter = _Adapter(files)
-        self._raw, self._wide, self._change, self._cast = _Block(), _Block(), _Block(), _Block()
+        self._adapter = _Adapter(files, memory)
+        self._raw, self._wide, self._change, self._cast = memory.raw, memory.wide, memory.change, memory.cast
         self._waiting: tuple[Path, int, int, int] | None = None
         """A range to copy, which the next one may make longer: file, its start, place, bytes."""
         self._exact: dict[tuple[object, ...], bool] = {}
@@ -360,16 +375,25 @@ class _Factors:
 class _Adapter:
     """Reads A and B as they are needed."""
 
-    def __init__(self, files: Files):
-        self._files = files
+    def __init__(self, files: Files, memory: _Memory):
+        self._files, self._memory = files, memory
         self._of_experts: dict[str, torch.Tensor] = {}
 
     def factors(self, lora: AddLora) -> _Factors:
-        a = _whole(lora.a, self._files).float()
+        """A and B of one tensor, which are good until the next are asked for."""
+        a = self._read(lora.a, self._memory.a)
         if lora.expert is None:
-            return _Factors(a, _whole(lora.b, self._files).float())
+            return _Factors(a, self._read(lora.b, self._memory.b))
         b = self._shared(lora.b)
         return _Factors(a, b.view(b.shape[0], -1, lora.expert.count)[lora.expert.first :, :, lora.expert.index])
+
+    def _read(self, tensor: Tensor, block: _Block) -> torch.Tensor:
+        wide = block.tensor(tensor.shape, torch.float32)
+        if tensor.dtype == "F32":
+            self._files.fill(block.take(tensor.nbytes), tensor.file, tensor.start)
+            return wide
+        self._files.fill(self._memory.raw.take(tensor.nbytes), tensor.file, tensor.start)
+        return wide.copy_(self._memory.raw.tensor(tensor.shape, _DTYPES[tensor.dtype]))
 
     def _shared(self, tensor: Tensor) -> torch.Tensor:
         """B of all experts of a layer, which is wanted for each of them, two of a layer by turns."""
