@@ -346,6 +346,7 @@ def _print_merge_plan(plan: MergePlan, out: Path | None, force: bool, as_json: b
 
 def _merge(plan: MergePlan, out: Path, as_json: bool, *, force: bool, verify: bool, serve_check: bool) -> None:
     """Merge, and say what came of it."""
+    from ptcli.merge.lean import skip_bitsandbytes
     from ptcli.merge.progress import Reporter
     from ptcli.merge.render import all_notes, merged_lines
     from ptcli.merge.run import run_merge
@@ -355,6 +356,7 @@ def _merge(plan: MergePlan, out: Path, as_json: bool, *, force: bool, verify: bo
     for note in all_notes(plan):
         typer.echo(f"note: {note}", err=True)
     view = choose_view(quiet=as_json)
+    skip_bitsandbytes()
     try:
         with signals_raised():
             merged = run_merge(plan, out, force=force, verify=verify, serve_check=serve_check, progress=Reporter(view))
