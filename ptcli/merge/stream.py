@@ -181,6 +181,8 @@ class _Memory:
     def __init__(self) -> None:
         self.raw, self.wide, self.change, self.cast = _Block(), _Block(), _Block(), _Block()
         self.a, self.b = _Block(), _Block()
+        self.exact: dict[tuple[object, ...], bool] = {}
+        """What `_Worker._fused` has found out."""
 
 
 class _Worker:
@@ -192,7 +194,7 @@ class _Worker:
         self._raw, self._wide, self._change, self._cast = memory.raw, memory.wide, memory.change, memory.cast
         self._waiting: tuple[Path, int, int, int] | None = None
         """A range to copy, which the next one may make longer: file, its start, place, bytes."""
-        self._exact: dict[tuple[object, ...], bool] = {}
+        self._exact = memory.exact
 
     def header(self, shard: Shard) -> int:
         """Write the file's header; returns the place of the first tensor."""
