@@ -64,7 +64,7 @@ def _same_bytes(files: Files, one: Tensor, other: Tensor) -> bool:
 
 
 def _load_base(plan: MergePlan) -> Any:
-    model = _auto_class(plan).from_pretrained(plan.base, dtype="auto")
+    model = _auto_class(plan).from_pretrained(plan.base, dtype="auto", **_labels(plan))
     rows = plan.config_changes.get("vocab_size")
     if rows:
         model.resize_token_embeddings(rows, mean_resizing=False)
@@ -76,6 +76,15 @@ def _auto_class(plan: MergePlan) -> Any:
     head = _HEADS.get(str(plan.adapter_config.get("task_type")))
     named = next((name for name in plan.base_config.get("architectures") or () if hasattr(transformers, name)), None)
     return getattr(transformers, head or named or "AutoModelForCausalLM")
+
+
+def _labels(plan: MergePlan) -> dict[str, int]:
+    """`num_labels` of a classifier or reward model: rows of the head that the adapter brings."""
+    if str(plan.adapter_config.get("task_type")) not in _HEADS:
+        return {}
+    heads = [each for name, each in peft.load_peft_weights(str(plan.adapter), device="cpu").items()
+             if name.endswith(("score.weight", "classifier.weight"))]  # fmt: skip
+    return {"num_labels": heads[0].shape[0]} if heads else {}
 
 
 def _merge(model: Any, plan: MergePlan) -> Any:

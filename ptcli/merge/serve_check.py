@@ -29,9 +29,11 @@ def check_serving(plan: MergePlan, folder: Path, progress: Progress) -> None:
     """Load the folder in vLLM and compare a greedy completion with transformers'.
 
     Raises:
-        WorkError: vLLM is not installed or does not load the folder, or the completions differ.
+        WorkError: the model writes nothing, vLLM is not installed or does not load it, or the completions differ.
         Interrupted: on a signal; nothing is left behind.
     """
+    if str(plan.adapter_config.get("task_type")) in ("SEQ_CLS", "TOKEN_CLS"):
+        raise WorkError("--serve-check compares what a model writes, and this one writes nothing: leave it out")
     built = _vllm_version()
     if built is None:
         raise WorkError("--serve-check needs vLLM, which is not installed: it is the extra `vllm`, or `cpu-rollouts`")

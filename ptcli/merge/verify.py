@@ -102,8 +102,13 @@ def _judge(plan: MergePlan, found: Verification) -> Verification:
 
 def _check_runs(plan: MergePlan, folder: Path, progress: Progress) -> Verification:
     """Whether a model that nothing can be compared with computes finite numbers: with a weight too few it gives NaN."""
-    model = _layered(plan, folder, True, progress)
-    if not _run(model, plan, Float32()).isfinite().all():
+    try:
+        logits = _run(_layered(plan, folder, True, progress), plan, Float32())
+    except PtcliError:
+        raise
+    except Exception as error:
+        return Verification(None, way=f"it cannot be run layer by layer ({type(error).__name__}: {_first_line(error)})")
+    if not logits.isfinite().all():
         raise WorkError("the consolidated model computes numbers that are not finite")
     return Verification(None, compared=False, way="each of its tensors is there, and it computes finite numbers")
 
@@ -182,6 +187,7 @@ def _whole(plan: MergePlan, folder: Path, merged: bool, progress: Progress) -> T
     place = folder if merged else plan.base
     model_class = _model_class(plan, config)
     config_of_base = transformers.AutoConfig.from_pretrained(plan.base)
+    config_of_base.num_labels = config.num_labels
     config_of_base.tie_word_embeddings = config_of_base.tie_word_embeddings and not _untied(plan)
     model = model_class.from_pretrained(
         place, config=config if merged else config_of_base, dtype=torch.float32, attn_implementation="eager"
@@ -207,7 +213,7 @@ def _untied(plan: MergePlan) -> bool:
 
 def _model_class(plan: MergePlan, config: Any) -> Any:
     """The class that the adapter's task asks for, or that the config names."""
-    head = _HEADS.get(str(plan.adapter_config.get("task_type")))
+    head = _head(plan)
     if head is None:
         for name in config.architectures or ():
             if hasattr(transformers, name):
@@ -217,6 +223,11 @@ def _model_class(plan: MergePlan, config: Any) -> Any:
         return getattr(transformers, head)._model_mapping[type(config)]
     except KeyError as error:
         raise NotLayered(f"transformers has no {head} for {config.model_type}") from error
+
+
+def _head(plan: MergePlan) -> str | None:
+    """transformers' class for a classifier or reward model; None for what writes."""
+    return _HEADS.get(str(plan.adapter_config.get("task_type")))
 
 
 def _with_adapter(model: Any, plan: MergePlan) -> Any:
@@ -236,9 +247,10 @@ def brought_by(adapter: Path) -> frozenset[str]:
 
 def _run(model: Any, plan: MergePlan, mode: Any) -> Tensor:
     ids = prompts_for(plan, model.get_input_embeddings())
+    # A classifier finds the end of each row by its padding, of which there is none, unless rows come one by one.
+    batches = ids.split(1) if hasattr(model, "score") or hasattr(model, "classifier") else (ids,)
     with torch.no_grad(), mode:
-        logits: Tensor = model(input_ids=ids, use_cache=False).logits
-    return logits.float()
+        return torch.cat([model(input_ids=batch, use_cache=False).logits.float() for batch in batches])
 
 
 def prompts_for(plan: MergePlan, embeddings: Any) -> Tensor:

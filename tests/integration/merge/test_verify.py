@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from ptcli.errors import WorkError
@@ -89,12 +89,32 @@ def test_a_wrong_scale_is_found(tmp_path: Path) -> None:
         check(plan, out)
 
 
+@pytest.mark.parametrize(
+    ("task", "options"),
+    [("SEQ_CLS", ALL), ("TOKEN_CLS", ALL | {"exclude_modules": ["score"]}), ("SEQ_CLS", ALL | {"use_dora": True})],
+)
+def test_classifiers_and_reward_models(task: str, options: dict[str, Any], tmp_path: Path) -> None:
+    base = make_base("llama", tmp_path / "base")
+    head = {"SEQ_CLS": "AutoModelForSequenceClassification", "TOKEN_CLS": "AutoModelForTokenClassification"}[task]
+    model = getattr(transformers, head).from_pretrained(base, num_labels=1 if task == "SEQ_CLS" else 2)
+    adapted = get_peft_model(model, LoraConfig(r=4, task_type=task, **options))
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    adapted.save_pretrained(tmp_path / "adapter")
+    plan = plan_merge(str(tmp_path / "adapter"))
+    run_merge(plan, tmp_path / "out", verify=False)
+    assert check(plan, tmp_path / "out").max_abs_diff is not None
+    loaded, info = getattr(transformers, head).from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert loaded.config.num_labels == model.config.num_labels
+
+
 def test_a_vocabulary_that_grew(tmp_path: Path) -> None:
     base = make_base("llama", tmp_path / "base")
     model = load_base(base)
     model.resize_token_embeddings(72)
-    from peft import LoraConfig, get_peft_model
-
     grown = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
     torch.nn.init.normal_(grown.get_input_embeddings().weight, std=0.1)
     grown.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
