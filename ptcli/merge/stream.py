@@ -63,15 +63,16 @@ def stream(plan: MergePlan, folder: Path, progress: Progress) -> None:
 
 
 def _run(shards: tuple[Shard, ...], folder: Path, done: _Done) -> None:
-    """One worker a file: writes of two to one file would wait for its lock in the kernel. One torch thread a worker:
-    OpenMP's threads spin where there are more of them than cores."""
-    count = min(len(shards), len(os.sched_getaffinity(0)), _MOST_WORKERS)
+    """A worker for each core, a file for each worker while there are as many: writes of two to one file wait for its
+    lock in the kernel. One torch thread a worker: OpenMP's spin where there are more of them than cores."""
+    cores = min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
+    parts = [part for shard in shards for part in _begin(shard, folder, max(1, cores // len(shards)))]
+    parts.sort(key=lambda part: -part.nbytes)
     memory: SimpleQueue[_Memory] = SimpleQueue()
-    for _ in range(count):
+    for _ in range(min(cores, len(parts))):
         memory.put(_Memory())
-    largest_first = sorted(shards, key=lambda shard: -shard.nbytes)
-    with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        jobs = [pool.submit(_write_shard, shard, folder, done, memory) for shard in largest_first]
+    with ThreadPoolExecutor(memory.qsize(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        jobs = [pool.submit(_write_part, part, done, memory) for part in parts]
         try:
             finished, _ = wait(jobs, return_when=FIRST_EXCEPTION)
         finally:
@@ -100,26 +101,70 @@ class _Done:
 # --- a file ----------------------------------------------------------------------------------------------------------
 
 
-def _write_shard(shard: Shard, folder: Path, done: _Done, spare: SimpleQueue[_Memory]) -> None:
-    path, memory = folder / shard.name, spare.get()
+@dataclass(frozen=True)
+class _Part:
+    """Tensors of a file that one worker writes, one after the other."""
+
+    path: Path
+    place: int
+    """Byte of the file at which the first begins."""
+    outputs: tuple[Output, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(each.nbytes for each in self.outputs)
+
+
+def _begin(shard: Shard, folder: Path, ways: int) -> Iterator[_Part]:
+    """Write the header of a file, and divide its tensors into so many parts of about the same size, or fewer."""
+    path, header = folder / shard.name, _header(shard)
+    with _written(path):
+        path.write_bytes(header)
+    groups: dict[int, list[Output]] = {}
+    before = 0
+    for output in shard.tensors:
+        groups.setdefault(before * ways // max(1, shard.nbytes), []).append(output)
+        before += output.nbytes
+    place = len(header)
+    for group in groups.values():
+        yield _Part(path, place, tuple(group))
+        place += sum(each.nbytes for each in group)
+
+
+def _header(shard: Shard) -> bytes:
+    """The first bytes of a file, up to its first tensor: those of the base's, where nothing in it moves."""
+    if shard.like is None:
+        metadata = next((read_metadata(each.source.file) for each in shard.tensors if each.source), {})
+        return build_header(shard.tensors, {"format": "pt"} | metadata)
+    with shard.like.open("rb") as file:
+        return file.read(min(each.source.start for each in shard.tensors if each.source))
+
+
+def _write_part(part: _Part, done: _Done, spare: SimpleQueue[_Memory]) -> None:
+    memory = spare.get()
     try:
-        with Files() as files, _created(path) as out:
-            worker = _Worker(files, out, done, memory)
-            place = worker.header(shard)
-            for output in shard.tensors:
+        with _written(part.path), Files() as files, _opened(part.path) as out:
+            worker, place = _Worker(files, out, done, memory), part.place
+            for output in part.outputs:
                 worker.write(output, place)
                 place += output.nbytes
             worker.flush()
             os.fsync(out)
-    except OSError as error:
-        raise WorkError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         spare.put(memory)
 
 
 @contextmanager
-def _created(path: Path) -> Iterator[int]:
-    out = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+def _written(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WorkError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    out = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         yield out
     finally:
@@ -195,17 +240,6 @@ class _Worker:
         self._waiting: tuple[Path, int, int, int] | None = None
         """A range to copy, which the next one may make longer: file, its start, place, bytes."""
         self._exact = memory.exact
-
-    def header(self, shard: Shard) -> int:
-        """Write the file's header; returns the place of the first tensor."""
-        if shard.like is not None:
-            start = min(each.source.start for each in shard.tensors if each.source)
-            self._copy(shard.like, 0, 0, start)
-            return start
-        metadata = next((read_metadata(each.source.file) for each in shard.tensors if each.source), {})
-        header = build_header(shard.tensors, {"format": "pt"} | metadata)
-        _write_all(self._out, memoryview(header), 0)
-        return len(header)
 
     def write(self, output: Output, place: int) -> None:
         source = output.source
