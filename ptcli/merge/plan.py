@@ -5,6 +5,7 @@ Every tensor of the adapter is used exactly once, or there is no plan.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -28,8 +29,9 @@ DTYPES: Mapping[str, str] = {
 _TORCH: Mapping[str, str] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT]?i?B)?", re.IGNORECASE)
-_STREAM_MEMORY = 320 << 20
-"""Bytes: Python, torch and the buffers of two workers (measured)."""
+_STREAM_MEMORY, _WORKER_MEMORY = 256 << 20, 16 << 20
+"""Bytes: Python and torch, and the blocks of a worker (measured)."""
+_MOST_WORKERS = 16
 _PEFT_MEMORY = 700 << 20
 """Bytes: Python, torch, transformers and PEFT, before a model is loaded."""
 
@@ -266,16 +268,21 @@ def cut_files(outputs: list[Output], limit: int) -> tuple[Shard, ...]:
 
 
 def _memory(plan: MergePlan, base: Base) -> int:
-    """Bytes, about: a stream holds one pair of A and B a worker, PEFT the model and a change in float32."""
+    """Bytes, about: a worker of a stream holds blocks and a pair A and B, PEFT the model and a change in float32."""
     if plan.mode == "stream":
         pairs = [prod(each.a.shape) + prod(each.b.shape)
                  for output in plan.outputs for each in output.operations if isinstance(each, AddLora)]  # fmt: skip
-        return _STREAM_MEMORY + 2 * 4 * max(pairs, default=0)
+        return _STREAM_MEMORY + worker_count() * (_WORKER_MEMORY + 4 * max(pairs, default=0))
     files = {each.file: each.file.stat().st_size for each in base.tensors.values()} if base.tensors else {
         path: path.stat().st_size for path in base.folder.glob("*.bin")}  # fmt: skip
     largest = max((prod(each.shape) for each in base.tensors.values()), default=0)
     adapter = sum(path.stat().st_size for path in plan.adapter.glob("adapter_model.*"))
     return _PEFT_MEMORY + sum(files.values()) + 2 * 4 * largest + 2 * adapter
+
+
+def worker_count() -> int:
+    """Workers of a stream: one for each core that this process may use, up to what a disk can follow."""
+    return min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
 
 
 def free_memory() -> int | None:

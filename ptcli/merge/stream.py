@@ -35,12 +35,12 @@ from ptcli.merge.model import (
     Tensor,
     tensors_of,
 )
+from ptcli.merge.plan import worker_count
 
 BLOCK = 2 << 20
 """Bytes of a weight that are worked on at once: with their float32 form they stay in the processor's cache."""
 _COPIED = 32 << 20
 """Bytes that the kernel copies between two looks at whether to stop."""
-_MOST_WORKERS = 16
 _KEPT = 2
 """Tensors of the adapter that a worker keeps, of those that belong to several of the base's."""
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
@@ -65,7 +65,7 @@ def stream(plan: MergePlan, folder: Path, progress: Progress) -> None:
 def _run(shards: tuple[Shard, ...], folder: Path, done: _Done) -> None:
     """A worker for each core, a file for each worker while there are as many: writes of two to one file wait for its
     lock in the kernel. One torch thread a worker: OpenMP's spin where there are more of them than cores."""
-    cores = min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
+    cores = worker_count()
     parts = [part for shard in shards for part in _begin(shard, folder, max(1, cores // len(shards)))]
     parts.sort(key=lambda part: -part.nbytes)
     memory: SimpleQueue[_Memory] = SimpleQueue()
