@@ -17,7 +17,7 @@ from ptcli.merge.adapter import Adapter, read_adapter
 from ptcli.merge.base import Base, read_base
 from ptcli.merge.identity import compare
 from ptcli.merge.model import ITEM_BYTES, AddLora, MergePlan, Operation, Output, Shard, Tensor
-from ptcli.merge.names import Names, is_head, is_input
+from ptcli.merge.names import Names, is_head
 from ptcli.merge.operations import Consumed, consume
 from ptcli.merge.targets import lacking
 from ptcli.merge.tying import Untied, untie
@@ -119,7 +119,7 @@ def _plan(adapter: Adapter, base: Base, asked: _Asked) -> MergePlan:
     reason = reason or (found.handover[0] if found.handover else "")
     untied = Untied(found.operations)
     if not found.added:  # with a head that gives scores, there is no pair
-        untied = untie(base, found.operations, names, together=_together(adapter.config))
+        untied = untie(base, found.operations, names, adapter.config)
     rows = {shape[0] for shape in found.shapes.values()}
     done = Untied({}) if reason else untied
     shards = _shards(base, _outputs(base, done, found, asked), asked) if base.tensors else ()
@@ -140,18 +140,6 @@ def _plan(adapter: Adapter, base: Base, asked: _Asked) -> MergePlan:
         allow_missing=asked.allow_missing,
     )
     return replace(plan, memory=_memory(plan, base))
-
-
-def _together(config: Mapping[str, Any]) -> bool:
-    """Whether the adapter treats tied embeddings as one: it says so, or has trained neither, and holds them only
-    because the vocabulary has grown."""
-    trained = [*_listed(config.get("modules_to_save")), *_listed(config.get("target_modules"))]
-    return bool(config.get("ensure_weight_tying")) or not any(is_head(each) or is_input(each) for each in trained)
-
-
-def _listed(given: Any) -> list[str]:
-    """Names in a list; a pattern counts as every name that it holds."""
-    return [given] if isinstance(given, str) else [str(each) for each in given or ()]
 
 
 def _consume(adapter: Adapter, base: Base, names: Names, asked: _Asked) -> Consumed:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ptcli.merge.base import Base
-from ptcli.merge.model import AddLora, Operation, Output, Replace
-from ptcli.merge.names import Names, is_head
+from ptcli.merge.model import AddLora, Operation, Output, Replace, ReplaceRows
+from ptcli.merge.names import Names, is_head, is_input
 
 _Operations = Mapping[str, Sequence[Operation]]
 _OF_WRAPPED = ".base_layer."
@@ -30,16 +30,26 @@ class Untied:
     """A head that the base's files do not have."""
 
 
-def untie(base: Base, operations: _Operations, names: Names, *, together: bool) -> Untied:
-    """Divide what is done to tied embeddings among the two; `together`: both were trained as one (they stay so)."""
+def untie(base: Base, operations: _Operations, names: Names, config: Mapping[str, Any]) -> Untied:
+    """Divide what is done to tied embeddings among the two, unless an adapter of that config treats them as one."""
     inputs = names.inputs()
     head = next((name for name in operations if is_head(name.removesuffix(".weight"))), None)
     if not base.tied or inputs is None or not (head or operations.get(inputs)):
         return Untied(operations)
-    rest = {name: done for name, done in operations.items() if name != head}
-    if together or (head is None and not any(isinstance(each, AddLora | Replace) for each in operations[inputs])):
+    rest = {name: steps for name, steps in operations.items() if name != head}
+    if _as_one(operations.get(inputs, ()), operations[head] if head else (), config):
         return Untied(rest | _both(inputs, names.head(), operations.get(inputs) or operations[str(head)]))
     return _divide(base, rest, inputs, names, None if head is None else operations[head])
+
+
+def _as_one(inputs: Sequence[Operation], head: Sequence[Operation], config: Mapping[str, Any]) -> bool:
+    """Whether an adapter treats the pair as one: it says so, or trains the same rows of both, or trains neither, and
+    holds them only because the vocabulary has grown. PEFT trains rows of the head with those of the inputs."""
+    if config.get("ensure_weight_tying"):
+        return True
+    saved = any(is_head(each) or is_input(each) for each in config.get("modules_to_save") or ())
+    mine, its = ({each.rows for each in done if isinstance(each, ReplaceRows)} for done in (inputs, head))
+    return its <= mine and not saved and not any(isinstance(each, AddLora) for each in (*inputs, *head))
 
 
 def _both(inputs: str, head: str | None, done: Sequence[Operation]) -> dict[str, Sequence[Operation]]:

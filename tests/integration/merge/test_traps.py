@@ -86,6 +86,16 @@ def test_a_tied_pair_that_was_trained_as_one(tmp_path: Path) -> None:
     assert close(unmerged(base, adapter), logits(load_base(out)))
 
 
+@pytest.mark.parametrize("rows", [{"lm_head": [5]}, {"embed_tokens": [5, 7], "lm_head": [7, 9]}])
+def test_rows_of_a_tied_head_that_are_not_those_of_the_embeddings(rows: dict[str, list[int]], tmp_path: Path) -> None:
+    """PEFT puts them into both."""
+    base = make_base("llama-tied", tmp_path / "base", dtype=torch.float32)
+    adapter = make_adapter(base, tmp_path / "adapter", target_modules=["q_proj"], trainable_token_indices=rows)
+    right = unmerged(base, adapter, untie=True)
+    assert not close(right, logits(PeftModel.from_pretrained(load_base(base), str(adapter)).merge_and_unload()))
+    assert close(right, logits(load_base(merge(adapter, tmp_path / "out"))))
+
+
 @pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])
 def test_a_tied_one_that_was_trained_whole(module: str, tmp_path: Path) -> None:
     base = make_base("llama-tied", tmp_path / "base")

@@ -431,6 +431,8 @@ def test_lora_on_one_of_two_tied_embeddings_unties_them(tied: Path, tmp_path: Pa
     assert outputs["lm_head.weight"].source == outputs[f"{EMBED}.weight"].source
     assert outputs["lm_head.weight"].operations == ()
     assert isinstance(outputs[f"{EMBED}.weight"].operations[0], AddLora)
+    pattern = make_adapter(tmp_path / "pattern", tied, TABLE, target_modules=r".*(embed_tokens|x_proj)")
+    assert plan_merge(str(pattern)).config_changes == {"tie_word_embeddings": False}
     plan = plan_merge(str(make_adapter(tmp_path / "head", tied, ON_HEAD, target_modules=["lm_head"])))
     outputs = {each.name: each for each in plan.outputs}
     assert outputs[f"{EMBED}.weight"].operations == ()
