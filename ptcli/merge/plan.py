@@ -17,7 +17,7 @@ from ptcli.merge.adapter import Adapter, read_adapter
 from ptcli.merge.base import Base, read_base
 from ptcli.merge.identity import compare
 from ptcli.merge.model import ITEM_BYTES, AddLora, MergePlan, Operation, Output, Shard, Tensor
-from ptcli.merge.names import Names, is_head
+from ptcli.merge.names import Names, is_head, is_input
 from ptcli.merge.operations import Consumed, consume
 from ptcli.merge.targets import lacking
 from ptcli.merge.tying import Untied, untie
@@ -115,6 +115,7 @@ def _plan(adapter: Adapter, base: Base, asked: _Asked) -> MergePlan:
     other, told = compare(adapter.folder, adapter.config, base.name, base.tensors) if not base.original else (None, "")
     if found.problems or other:
         raise RequestError([*_few(found.problems), *([other] if other else [])])
+    _refuse_twice(adapter, found)
     reason = adapter.handover or ("its weights are pickled (.bin)" if not base.tensors else "")
     reason = reason or (found.handover[0] if found.handover else "")
     untied = Untied(found.operations)
@@ -156,6 +157,16 @@ def _consume(adapter: Adapter, base: Base, names: Names, asked: _Asked) -> Consu
     if not found.operations and not found.problems and not found.handover:
         found.problems.append(Problem(f"{adapter.folder} holds no tensors: there is nothing to merge"))
     return found
+
+
+def _refuse_twice(adapter: Adapter, found: Consumed) -> None:
+    """PEFT 0.21.2 adds the change of tied embeddings that were trained as one twice; streamed, it is added once."""
+    if not adapter.config.get("ensure_weight_tying") or not (adapter.handover or found.handover):
+        return
+    modules = (key.partition(".lora_") for key in adapter.tensors)
+    if any(lora and (is_input(module) or is_head(module)) for module, lora, _ in modules):
+        message = f"{adapter.folder} trains tied embeddings as one (`ensure_weight_tying`), and is for PEFT to merge"
+        raise RequestError(Problem(message, "PEFT would add their change twice: serve it with PEFT"))
 
 
 def _vocabularies(base: Base, found: Consumed, names: Names) -> list[Problem]:

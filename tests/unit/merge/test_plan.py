@@ -445,6 +445,9 @@ def test_a_tied_pair_that_was_trained_as_one_stays_one(tied: Path, tmp_path: Pat
     )
     assert kinds(adapter) == {f"{EMBED}.weight": ["AddLora"]}
     assert plan_merge(str(adapter)).config_changes == {}
+    config = {"target_modules": ["embed_tokens"], "ensure_weight_tying": True, "use_dora": True}
+    dora = make_adapter(tmp_path / "dora", tied, TABLE | ON_HEAD, **config)
+    assert "PEFT would add their change twice" in refusal(dora)
 
 
 def test_a_larger_vocabulary_is_taken_over(base: Path, tied: Path, tmp_path: Path) -> None:
