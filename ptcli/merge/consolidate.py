@@ -297,7 +297,7 @@ def _need(parts: Path, names: set[str]) -> None:
 def _empty_model(folder: Path, tensors: list[Stored]) -> Any:
     """The model of the config, without weights, with as many tokens as the checkpoint has. Raises RequestError when
     the checkpoint's tensors are not the model's."""
-    config = transformers.AutoConfig.from_pretrained(folder)
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     name = next((name for name in config.architectures or () if hasattr(transformers, name)), None)
     if name is None:
         raise RequestError(f"transformers has no model {config.architectures} ({folder / 'config.json'})")

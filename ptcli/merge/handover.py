@@ -93,7 +93,7 @@ def _merge(model: Any, plan: MergePlan) -> Any:
     Embeddings that are one tensor are two while an adapter is merged into one of them, or both would get its change,
     and stay two if they then differ.
     """
-    untied = _untie(model) if not plan.adapter_config.get("ensure_weight_tying") else False
+    untied = untie_embeddings(model) if not plan.adapter_config.get("ensure_weight_tying") else False
     adapted = peft.PeftModel.from_pretrained(model, str(plan.adapter))
     _check_keys(adapted, plan)
     merged = adapted.merge_and_unload()
@@ -102,7 +102,8 @@ def _merge(model: Any, plan: MergePlan) -> Any:
     return merged.to(getattr(torch, plan.dtype)) if plan.dtype else merged
 
 
-def _untie(model: Any) -> bool:
+def untie_embeddings(model: Any) -> bool:
+    """Make input and output embeddings that are one tensor two; returns whether they were one."""
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
     if outputs is None or outputs.weight is not inputs.weight:
         return False

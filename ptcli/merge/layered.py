@@ -14,6 +14,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
@@ -137,12 +138,16 @@ def _parameter(tensor: Tensor) -> nn.Parameter:
 class Float32(TorchFunctionMode):
     """Computes in float32 with weights of another type, without a float32 copy of any of them. One for each thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, stop: Event | None = None) -> None:
         super().__init__()
+        self._stop = stop
+        """Set from outside, it ends the computation with NotLayered."""
         self._block = torch.empty(BLOCK)
         """Written again and again: what is not allocated is not left behind in the thread's heap either."""
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if self._stop is not None and self._stop.is_set():
+            raise NotLayered("it was stopped")
         if func is F.linear:
             return self._linear(*args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))

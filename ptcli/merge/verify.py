@@ -10,19 +10,22 @@ tensors is right, and that is what is compared with.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
+import peft
 import psutil
 import torch
 import transformers
 from torch import Tensor
 
 from ptcli.errors import PtcliError, WorkError
+from ptcli.merge.handover import untie_embeddings
 from ptcli.merge.layered import Float32, NotLayered, build
 from ptcli.merge.model import ITEM_BYTES, MergePlan, Progress
 from ptcli.merge.quiet import quiet_libraries
@@ -159,14 +162,24 @@ def _both_layered(plan: MergePlan, folder: Path, progress: Progress) -> tuple[Te
     models = [_layered(plan, folder, merged, progress) for merged in (False, True)]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    stop = Event()
     try:
-        with ThreadPoolExecutor(len(models)) as pool:
-            reference, merged = pool.map(lambda model: _run(model, plan, Float32()), models)
+        with ThreadPoolExecutor(len(models)) as pool, _set_when_left(stop):
+            reference, merged = pool.map(lambda model: _run(model, plan, Float32(stop)), models)
     finally:
         torch.set_num_threads(threads)
     if not reference.isfinite().all():
         raise NotLayered("base and adapter give numbers that are not finite")
     return reference, merged
+
+
+@contextmanager
+def _set_when_left(stop: Event) -> Iterator[None]:
+    """Whatever ends the block, Ctrl-C too, ends the threads of a pool that would be waited for."""
+    try:
+        yield
+    finally:
+        stop.set()
 
 
 def _layered(plan: MergePlan, folder: Path, merged: bool, progress: Progress) -> Any:
@@ -186,13 +199,12 @@ def _whole(plan: MergePlan, folder: Path, merged: bool, progress: Progress) -> T
     config = _config(plan, folder, merged)
     place = folder if merged else plan.base
     model_class = _model_class(plan, config)
-    config_of_base = transformers.AutoConfig.from_pretrained(plan.base)
-    config_of_base.num_labels = config.num_labels
-    config_of_base.tie_word_embeddings = config_of_base.tie_word_embeddings and not _untied(plan)
-    model = model_class.from_pretrained(
-        place, config=config if merged else config_of_base, dtype=torch.float32, attn_implementation="eager"
-    )
     if not merged:
+        config.get_text_config().vocab_size = _vocabulary(plan) or config.get_text_config().vocab_size
+    model = model_class.from_pretrained(place, config=config, dtype=torch.float32, attn_implementation="eager")
+    if not merged:
+        if _untied(plan):
+            untie_embeddings(model)
         if "vocab_size" in plan.config_changes:
             model.resize_token_embeddings(plan.config_changes["vocab_size"])
         model = _with_adapter(model, plan)
@@ -201,10 +213,16 @@ def _whole(plan: MergePlan, folder: Path, merged: bool, progress: Progress) -> T
 
 def _config(plan: MergePlan, folder: Path, merged: bool) -> Any:
     """The merged model's config; tied for the reference where the base is, for PEFT to see."""
-    config = transformers.AutoConfig.from_pretrained(folder)
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if not merged and _untied(plan):
         config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = True
     return config
+
+
+def _vocabulary(plan: MergePlan) -> int | None:
+    """Rows of the base's embeddings."""
+    size = (plan.base_config.get("text_config") or plan.base_config).get("vocab_size")
+    return size if isinstance(size, int) else None
 
 
 def _untied(plan: MergePlan) -> bool:
@@ -231,8 +249,6 @@ def _head(plan: MergePlan) -> str | None:
 
 
 def _with_adapter(model: Any, plan: MergePlan) -> Any:
-    import peft
-
     return peft.PeftModel.from_pretrained(model, str(plan.adapter)).eval()
 
 

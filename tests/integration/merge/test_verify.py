@@ -13,7 +13,7 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from ptcli.errors import WorkError
+from ptcli.errors import Interrupted, WorkError
 from ptcli.merge import verify
 from ptcli.merge.model import MergePlan
 from ptcli.merge.plan import plan_merge
@@ -212,3 +212,32 @@ def test_config_is_read_by_transformers(tmp_path: Path) -> None:
     config = transformers.AutoConfig.from_pretrained(out)
     assert config.tie_word_embeddings is False
     assert config.dtype == torch.bfloat16
+
+
+def test_a_signal_ends_both_computations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, out = make_merge(tmp_path, "llama", **ALL)
+    seen = []
+
+    def run(model: Any, plan: MergePlan, mode: Any) -> torch.Tensor:
+        seen.append(mode)
+        if len(seen) == 1:
+            raise Interrupted(2)
+        with mode:
+            while True:
+                torch.ones(1) + 1
+
+    monkeypatch.setattr(verify, "_run", run)
+    with pytest.raises(Interrupted):
+        check(plan, out)
+    assert len(seen) == 2
+
+
+def test_tied_embeddings_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, out = make_merge(tmp_path, "llama-tied", target_modules=["q_proj", "lm_head"])
+
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("an architecture of its own kind")
+
+    monkeypatch.setattr(verify, "_both_layered", fails)
+    found = check(plan, out)
+    assert (found.way, found.max_abs_diff is None) == ("as a whole", False)
