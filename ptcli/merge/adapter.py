@@ -105,7 +105,7 @@ def find_adapter(path: str, *, download: bool = False) -> Path:
     resolved = resolve_model_path(os.path.expanduser(path))
     folder = local_folder(resolved)
     if folder is None and download and _HUB_ID.fullmatch(resolved):
-        folder = fetch(resolved, None, "the adapter")
+        folder = fetch(resolved, None, "the adapter", "give its folder")
     if folder is None or not folder.is_dir():
         fix = near_sibling(Path(path)) or ("" if is_local(resolved) else "if it is a hub id, download it first")
         raise RequestError(Problem(f"there is no adapter {path}", fix))

@@ -148,7 +148,7 @@ def _find_folder(path: str, revision: str | None, download: bool) -> Path:
     if not download:
         fix = "download it first, or leave out --dry-run; or give a folder with --base"
         raise RequestError(Problem(f"the base {path} is not on this machine", fix))
-    return fetch(path, revision, "the base")
+    return fetch(path, revision, "the base", "give a folder with --base")
 
 
 def _whole(snapshot: Path) -> bool:

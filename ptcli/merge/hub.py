@@ -10,8 +10,8 @@ _PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "README.m
 """Files that a merge reads. A base's pickles are not among them, where it has both."""
 
 
-def download(path: str, revision: str | None, what: str) -> Path:
-    """The folder of a hub repository, fetched into the cache. `what`: what it is, for the message.
+def download(path: str, revision: str | None, what: str, fix: str) -> Path:
+    """The folder of a hub repository, fetched into the cache. `what` it is and what to do instead, for the message.
 
     Raises RequestError when it cannot be had: no network, no such repository, no access.
     """
@@ -23,6 +23,6 @@ def download(path: str, revision: str | None, what: str) -> Path:
             snapshot_download(path, revision=revision, allow_patterns=["*.bin"])
         return found
     except Exception as error:  # whatever the hub's client raises
-        reason = " ".join(str(error).split())[:300]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip(".")
         message = f"{what} {path} is not on this machine and cannot be downloaded: {reason}"
-        raise RequestError(Problem(message, "give a folder")) from None
+        raise RequestError(Problem(message, fix)) from None

@@ -36,7 +36,7 @@ def check_place(out: Path, nbytes: int, *, force: bool, read: tuple[Path, ...] =
     elif not os.access(nearest, os.W_OK | os.X_OK):
         problem = Problem(f"{nearest} is not writable", "choose another --out")
     elif (free := shutil.disk_usage(nearest).free) < nbytes + _SPARE:
-        told = f"the merged model takes {gigabytes(nbytes)}, and {nearest} has {gigabytes(free)} free"
+        told = f"the merged model takes about {gigabytes(nbytes + _SPARE)}, and {nearest} has {gigabytes(free)} free"
         problem = Problem(told, "make room, or choose another --out")
     if problem:
         raise RequestError(problem)
