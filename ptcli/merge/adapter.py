@@ -166,7 +166,9 @@ def _unknown_keys(config: Mapping[str, Any], kind: str, folder: Path) -> Iterato
             near = nearest(key, sorted(known))
             what = f"{folder / ADAPTER_CONFIG} has a key that the pinned PEFT does not know: `{key}`"
             made = f" (the adapter was saved by peft {config['peft_version']})" if config.get("peft_version") else ""
-            yield Problem(what + made, f"did you mean `{near}`?" if near else "it may change what the adapter computes")
+            meant = f"did you mean `{near}`?" if near else "it may change what the adapter computes"
+            unset = not config[key] and not near
+            yield Problem(what + made, f"{meant}; take it out where that is its default" if unset else meant)
 
 
 def _check_start(config: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
