@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 
 from ptcli.errors import Problem, RequestError, WorkError
 
@@ -81,7 +82,7 @@ def published(out: Path, nbytes: int, *, force: bool = False, read: tuple[Path, 
         draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.merging-", dir=out.parent))
         with _held(draft):
             yield draft
-            _sync_tree(draft)
+            sync_tree(draft)
             _put(draft, out, force=force)
     except OSError as error:
         raise WorkError(f"cannot write {out}: {error.strerror or error}") from error
@@ -118,7 +119,26 @@ def _remove_stale(out: Path) -> None:
                 os.close(descriptor)
 
 
-def _sync_tree(folder: Path) -> None:
+@contextmanager
+def synced_meanwhile(folder: Path) -> Iterator[None]:
+    """Have the disk write what is there while other work goes on, so that less is left to wait for in the end.
+
+    Whether it could is asked at the end (`sync_tree`), and not here.
+    """
+
+    def work() -> None:
+        with suppress(OSError):
+            sync_tree(folder)
+
+    thread = Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def sync_tree(folder: Path) -> None:
     for place, _, files in os.walk(folder):
         for name in (*files, "."):
             descriptor = os.open(os.path.join(place, name), os.O_RDONLY | os.O_CLOEXEC)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ptcli.merge.base import INDEX
 from ptcli.merge.model import Merged, MergePlan, Progress, Shard
-from ptcli.merge.publish import published
+from ptcli.merge.publish import published, synced_meanwhile
 
 if TYPE_CHECKING:
     from ptcli.merge.verify import Verification
@@ -38,7 +38,8 @@ def run_merge(
         from ptcli.merge.serving import write_serving_files
 
         write_serving_files(plan, folder)
-        verification = _verify(plan, folder, progress) if verify else None
+        with synced_meanwhile(folder):
+            verification = _verify(plan, folder, progress) if verify else None
         if serve_check:
             from ptcli.merge.serve_check import check_serving
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from ptcli.merge.model import MergePlan, Output, Progress, Tensor
 from ptcli.recipe.local_models import BadWeights, read_json, weight_files
 
 INDEX = "model.safetensors.index.json"
+_WORKERS = 2
 BLOCK = 1 << 20
 """Elements that are looked at together."""
 
@@ -65,15 +67,15 @@ def _numbers(
     """What is not finite among the tensors that were computed; and whether any differs from the base's."""
     computed = [each for each in expected.values() if each.name in found and (each.operations or not each.source)]
     computed = computed or [each for each in expected.values() if each.name in found]
-    total, done, changed = sum(each.nbytes for each in computed), 0, False
-    for output in computed:
-        tensor = _mapped(found[output.name])
-        changed = changed or _differs(tensor, output.source)
-        if not _is_finite(tensor):
-            yield f"{output.name} has values that are not finite"
-        done += output.nbytes
-        progress("looking at the tensors", done, total)
-    if not changed:
+    total, done = sum(each.nbytes for each in computed), 0
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        finite = pool.map(lambda each: _is_finite(_mapped(found[each.name])), computed)
+        for output, sound in zip(computed, finite, strict=True):
+            if not sound:
+                yield f"{output.name} has values that are not finite"
+            done += output.nbytes
+            progress("looking at the tensors", done, total)
+    if not any(_differs(_mapped(found[each.name]), each.source) for each in computed):
         yield (
             "no tensor differs from the base's: the adapter changes nothing, or less than the type can hold "
             "(was it trained? would --dtype float32 hold it?)"

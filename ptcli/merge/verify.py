@@ -87,8 +87,8 @@ def verify_merge(plan: MergePlan, folder: Path, *, progress: Progress) -> Verifi
     Takes the memory of two of the largest tensors, or of the largest module where that is more (the experts of a
     layer are one). Raises WorkError when the folder does not hold what it should.
     """
-    check_structure(plan, folder, progress)
-    with quiet_libraries():
+    with quiet_libraries(), _single_threaded():
+        check_structure(plan, folder, progress)
         if plan.mode == "consolidate":
             return _check_runs(plan, folder, progress)
         return _judge(plan, compare_logits(plan, folder, progress))
@@ -155,22 +155,25 @@ def _layers(plan: MergePlan) -> int:
 
 
 def _both_layered(plan: MergePlan, folder: Path, progress: Progress) -> tuple[Tensor, Tensor]:
-    """Logits (prompts, tokens, vocabulary) of reference and merged model, each computed by one thread.
-
-    Several threads for one multiplication of so few tokens wait for each other longer than they compute.
-    """
+    """Logits (prompts, tokens, vocabulary) of reference and merged model, each computed by one thread."""
     models = [_layered(plan, folder, merged, progress) for merged in (False, True)]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     stop = Event()
-    try:
-        with ThreadPoolExecutor(len(models)) as pool, _set_when_left(stop):
-            reference, merged = pool.map(lambda model: _run(model, plan, Float32(stop)), models)
-    finally:
-        torch.set_num_threads(threads)
+    with ThreadPoolExecutor(len(models)) as pool, _set_when_left(stop):
+        reference, merged = pool.map(lambda model: _run(model, plan, Float32(stop)), models)
     if not reference.isfinite().all():
         raise NotLayered("base and adapter give numbers that are not finite")
     return reference, merged
+
+
+@contextmanager
+def _single_threaded() -> Iterator[None]:
+    """Several threads for one multiplication of so few tokens would wait for each other longer than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager

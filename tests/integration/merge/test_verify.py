@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier, Thread
 from typing import Any
 
 import pytest
@@ -20,6 +23,7 @@ from ptcli.merge.plan import plan_merge
 from ptcli.merge.run import run_merge
 from ptcli.merge.structure import INDEX
 from ptcli.merge.verify import Verification, prompts_for, verify_merge
+from ptcli.run.signals import signals_raised
 from tests.integration.merge.families import FAMILIES, load_base, make_adapter, make_base, rewrite
 
 ALL = {"target_modules": "all-linear"}
@@ -216,20 +220,22 @@ def test_config_is_read_by_transformers(tmp_path: Path) -> None:
 
 def test_a_signal_ends_both_computations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, out = make_merge(tmp_path, "llama", **ALL)
-    seen = []
+    all_there = Barrier(3)
 
     def run(model: Any, plan: MergePlan, mode: Any) -> torch.Tensor:
-        seen.append(mode)
-        if len(seen) == 1:
-            raise Interrupted(2)
+        all_there.wait(30)
         with mode:
             while True:
                 torch.ones(1) + 1
 
+    def interrupt() -> None:
+        all_there.wait(30)
+        os.kill(os.getpid(), signal.SIGINT)
+
     monkeypatch.setattr(verify, "_run", run)
-    with pytest.raises(Interrupted):
-        check(plan, out)
-    assert len(seen) == 2
+    Thread(target=interrupt).start()
+    with pytest.raises(Interrupted), signals_raised():
+        verify._both_layered(plan, out, lambda *_: None)
 
 
 def test_tied_embeddings_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
