@@ -20,6 +20,7 @@ from ptcli.request import Accepted, Request, accept, plan_request
 if TYPE_CHECKING:
     from ptcli.data.check import Depth
     from ptcli.data.request import DataRequest
+    from ptcli.merge.model import MergePlan
     from ptcli.plan.model import Plan
 
 app = typer.Typer(
@@ -109,6 +110,65 @@ def serve_rollouts(recipe: RecipeFile, overrides: Overrides = None) -> None:
     plan = plan_request(Request(recipe, tuple(overrides or ()), server_only=True))
     _print_notes(plan)
     raise typer.Exit(serve(plan, view=choose_view(quiet=False)))
+
+
+@app.command(short_help="Merge an adapter into its base: a model to serve.")
+def merge(
+    adapter: Annotated[
+        str, typer.Argument(metavar="ADAPTER", help="A folder, a run directory, RUN@500, or a sharded checkpoint.")
+    ],
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the merged model goes.")] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="PATH", help="A folder or hub id instead of the base that the adapter names.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(metavar="D", help="bfloat16, float16 or float32. Default: as is.")
+    ] = None,
+    max_shard_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Cut the weights anew, as 5GB. Default: the base's files.")
+    ] = None,
+    verify: Annotated[bool, typer.Option(help="Compare with base and adapter before the model is published.")] = True,
+    serve_check: Annotated[
+        bool, typer.Option("--serve-check", help="Load the result in vLLM, too, and compare a completion.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done. Writes nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a model that is at DIR.")] = False,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Accept an adapter that lacks tensors which its config targets.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Merge a LoRA adapter into its base: a folder that vLLM, SGLang or transformers serve.
+
+    The weights are streamed: a few hundred megabytes of memory, whatever the model's size. The folder appears when it
+    is whole and verified, or not at all:
+
+      ptcli merge runs/sft --out models/sft
+
+      ptcli merge runs/sft@500 --out models/sft-500 --base Qwen/Qwen2.5-0.5B-Instruct
+
+      ptcli merge runs/sft --dry-run
+
+    A sharded checkpoint of a full fine-tune (FSDP, ZeRO) is put together in the same way:
+
+      ptcli merge runs/big@500 --out models/big
+    """
+    from ptcli.merge.request import plan_request as plan_merge_request
+
+    if out is None and not dry_run:
+        raise RequestError(Problem("where the merged model goes is not said", "add --out DIR, or --dry-run"))
+    plan = plan_merge_request(
+        adapter,
+        base=base,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        allow_missing=allow_missing,
+        download=not dry_run,
+    )
+    if dry_run or out is None:
+        _print_merge_plan(plan, out, force, as_json)
+    else:
+        _merge(plan, out, as_json, force=force, verify=verify, serve_check=serve_check)
 
 
 @app.command("validate-data", short_help="Check a recipe's data against its method. Needs no GPU.")
@@ -276,6 +336,37 @@ def _validate(request: DataRequest, depth: Depth, as_json: bool) -> None:
     raise typer.Exit(0 if checked.report.ok else 1)
 
 
+def _print_merge_plan(plan: MergePlan, out: Path | None, force: bool, as_json: bool) -> None:
+    from ptcli.merge.publish import check_place
+    from ptcli.merge.render import plan_json, plan_lines
+
+    if out is not None:
+        check_place(out, plan.nbytes, force=force, read=(plan.base, plan.adapter))
+    _print_json(plan_json(plan, out)) if as_json else typer.echo("\n".join(plan_lines(plan, out)))
+
+
+def _merge(plan: MergePlan, out: Path, as_json: bool, *, force: bool, verify: bool, serve_check: bool) -> None:
+    """Merge, and say what came of it."""
+    from ptcli.merge.lean import skip_bitsandbytes
+    from ptcli.merge.progress import Reporter
+    from ptcli.merge.render import all_notes, merged_lines
+    from ptcli.merge.run import run_merge
+    from ptcli.run.panel import choose_view
+    from ptcli.run.signals import signals_raised
+
+    for note in all_notes(plan):
+        typer.echo(f"note: {note}", err=True)
+    view = choose_view(quiet=as_json)
+    skip_bitsandbytes()
+    try:
+        with signals_raised():
+            merged = run_merge(plan, out, force=force, verify=verify, serve_check=serve_check, progress=Reporter(view))
+    finally:
+        view.close()
+    with _unread_output_forgiven():
+        _print_json(merged.as_dict()) if as_json else typer.echo("\n".join(merged_lines(merged, plan)))
+
+
 def _print_plan(plan: Plan, as_json: bool) -> None:
     from ptcli.plan.render import render_json, render_text
 
@@ -308,7 +399,9 @@ def _run(accepted: Accepted, *, overwrite: bool, as_json: bool) -> None:
         if as_json:
             _print_json(status.as_dict())
         elif status.exit_code == 0:
-            typer.echo("\n".join(finished_lines(plan.output_dir, status.step, status.events)))
+            typer.echo(
+                "\n".join(finished_lines(plan.output_dir, status.step, status.events, merged=plan.after is not None))
+            )
     raise typer.Exit(status.exit_code or 0)
 
 

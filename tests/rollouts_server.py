@@ -38,8 +38,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def rollout_server(log: Path, **changes: Any) -> Iterator[Server]:
-    """A ready server as the plan would start it. `changes` are fields of `Server`; its output goes to `log`."""
+def rollout_server(log: Path, path: str = MODEL, **changes: Any) -> Iterator[Server]:
+    """A ready server of the model at `path`, as the plan would start it. `changes` are fields of `Server`; its output
+    goes to `log`."""
     port = free_port()
     fields = {
         "url": f"http://127.0.0.1:{port}",
@@ -53,7 +54,7 @@ def rollout_server(log: Path, **changes: Any) -> Iterator[Server]:
     }
     server = Server(**(fields | changes))
     argv, env = server_command(
-        model=MODEL, revision=None, server=server, host="127.0.0.1", port=port, gpus=(), device="cpu",
+        model=path, revision=None, server=server, host="127.0.0.1", port=port, gpus=(), device="cpu",
         gpu_memory_utilization=None, seed=1, trust_remote_code=False, engine={}, ports=(free_port(),),
     )  # fmt: skip
     program = str(Path(sys.executable).with_name(argv[0]))

@@ -10,6 +10,7 @@ from ptcli.errors import Problem
 from ptcli.methods import METHODS
 from ptcli.plan.accelerate import Counts, config_files, conflicts, mixed_precision
 from ptcli.plan.adapter_rules import adapter_notes, adapter_problems
+from ptcli.plan.after import after_problems, after_step
 from ptcli.plan.arguments import argument
 from ptcli.plan.batch import Batch, batch_at_any_size, batch_of
 from ptcli.plan.colocate import colocate_notes, decide_colocate, uses_colocate
@@ -75,6 +76,7 @@ def build_plan(recipe: Recipe, machine: Machine, *, output_dir: Path, server_onl
     if not server_only:
         more += adapter_problems(recipe, layout, assumed=machine.assumed)
         more += _trainer_problems(recipe, layout)
+        more += after_problems(recipe)
         more += training_problems(recipe, layout.device, layout.strategy.kind, assumed=machine.assumed)
     problems += wrong + more
     return Planned(None, tuple(problems)) if problems else Planned(_plan(decided, server_only=server_only))
@@ -137,6 +139,7 @@ def _plan(decided: _Decided, *, server_only: bool) -> Plan:
         batch={} if server_only else dict(decided.batch.sizes),
         memory=memory_facts(decided.machine, decided.layout, decided.recipe),
         server=decided.server,
+        after=None if server_only else after_step(decided.recipe, decided.output_dir),
         no_progress_seconds=decided.recipe.guards.no_progress_seconds,
         notes=_notes(decided) + (() if server_only else _training_notes(decided)),
     )
@@ -169,7 +172,7 @@ def _files(decided: _Decided, steps: tuple[Step, ...]) -> dict[str, str]:
     return {
         RECIPE_FILE: dump_recipe(decided.recipe),
         **config_files(layout.strategy, counts, decided.output_dir, ACCELERATE_FILE),
-        "launch.sh": launch_script(steps, decided.server),
+        "launch.sh": launch_script(steps, decided.server, after_step(decided.recipe, decided.output_dir)),
     }
 
 

@@ -50,8 +50,8 @@ class Machine:
 class Step:
     """One group of processes on one node, started by one command."""
 
-    name: Literal["rollouts", "trainer", "check", "doctor"]
-    """`preflight` and `doctor` are none of a plan's steps: see `ptcli.run.preflight` and `ptcli.doctor.checkup`."""
+    name: Literal["rollouts", "trainer", "check", "doctor", "merge"]
+    """`check` and `doctor` are none of a plan's steps: see `ptcli.run.child` and `ptcli.doctor.checkup`."""
     node: int
     argv: tuple[str, ...]
     """`argv[0]` is a program of the same environment as ptcli (`vllm`, `accelerate`)."""
@@ -99,6 +99,8 @@ class Plan:
     memory: Mapping[str, Any]
     """What can be said of memory; empty when nothing can."""
     server: Server | None = None
+    after: Step | None = None
+    """What is run when training has succeeded: the merge of `after: {merge: true}`."""
     smoke: bool = False
     no_progress_seconds: float | None = None
     """Fixed limit between two steps; None: max(600, 5 x the median step)."""

@@ -23,6 +23,7 @@ def render_json(plan: Plan) -> dict[str, Any]:
         "batch": dict(plan.batch),
         "memory": dict(plan.memory),
         "server": _server(plan.server) if plan.server else None,
+        "after": _step(plan.after) if plan.after else None,
         "output_dir": str(plan.output_dir),
         "smoke": plan.smoke,
         "notes": list(plan.notes),
@@ -39,6 +40,8 @@ def render_text(plan: Plan) -> str:
     blocks += [f"# {_title(step, plan)}\n{_command(step, plan)}" for step in plan.steps]
     if _first(plan, "rollouts"):
         blocks.append(f"# when the trainer has ended\n{PASTED_END}")
+    if plan.after:
+        blocks.append(f"# merge, when training has succeeded\n{shell_command(plan.after)}")
     return "\n\n".join(blocks) + "\n"
 
 

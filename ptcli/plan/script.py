@@ -61,8 +61,8 @@ PASTED_END = 'kill "$server"; wait "$server"'
 """What ends the server of `pasted_server`."""
 
 
-def launch_script(steps: Iterable[Step], server: Server | None) -> str:
-    """The whole run as a script: server, wait until it is healthy, trainer, server down again."""
+def launch_script(steps: Iterable[Step], server: Server | None, after: Step | None = None) -> str:
+    """The whole run as a script: server, wait until it is healthy, trainer, what comes after, server down again."""
     steps = tuple(steps)
     rollouts = [step for step in steps if step.name == "rollouts"]
     trainers = [step for step in steps if step.name == "trainer"]
@@ -71,7 +71,8 @@ def launch_script(steps: Iterable[Step], server: Server | None) -> str:
         return f"{text}\nexec {shell_command(rollouts[0])}\n"
     if rollouts and server is not None:
         text += f"\n{_on_first_node(_start(rollouts[0], server), len(trainers))}"
-    return f"{text}\n{_trainers(trainers)}\n"
+    text += f"\n{_trainers(trainers)}\n"
+    return f"{text}\n{_on_first_node(shell_command(after), len(trainers))}\n" if after else text
 
 
 def _lines(argv: tuple[str, ...]) -> list[str]:
@@ -99,7 +100,7 @@ def _wait(server: Server, *, otherwise: str) -> str:
 
 
 def _on_first_node(text: str, nodes: int) -> str:
-    return text if nodes <= 1 else f'if [ "${{NODE_RANK:?}}" = 0 ]; then\n{text}fi\n'
+    return text if nodes <= 1 else f'if [ "${{NODE_RANK:?}}" = 0 ]; then\n{text.rstrip()}\nfi\n'
 
 
 def _trainers(steps: list[Step]) -> str:

@@ -151,6 +151,12 @@ def weight_files(folder: Path) -> list[Path]:
 
 def read_header(path: Path) -> dict[str, tuple[int, ...]]:
     """Tensor name -> shape of a safetensors file. Raises BadWeights when it is cut off or is no such file."""
+    header, start, size = read_json_header(path)
+    return _shapes(header, size - start)
+
+
+def read_json_header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """Header of a safetensors file, the byte at which its tensors begin, and the file's size. Raises BadWeights."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -166,7 +172,9 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
         raise BadWeights(f"cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise BadWeights("is not a safetensors file: its header is not JSON") from error
-    return _shapes(header, size - 8 - length)
+    if not isinstance(header, dict):
+        raise BadWeights("is not a safetensors file: its header does not describe tensors")
+    return header, 8 + length, size
 
 
 def _shapes(header: Any, data: int) -> dict[str, tuple[int, ...]]:

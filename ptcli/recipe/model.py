@@ -317,6 +317,13 @@ class GuardsSpec(Section):
         return section(action=value) if isinstance(value, str) else value
 
 
+class AfterSpec(Section):
+    """What is done when training has succeeded."""
+
+    merge: bool = False
+    """Merge the trained adapter into its base: the model to serve is then in `<output_dir>/merged`."""
+
+
 class CallbackSpec(Section):
     """A transformers TrainerCallback of your own."""
 
@@ -363,6 +370,8 @@ class Recipe(Section):
     """What ends a run that is lost, or warns of it."""
     callbacks: list[CallbackSpec] = Field(default_factory=list)
     """TrainerCallbacks of your own."""
+    after: AfterSpec = Field(default_factory=AfterSpec)
+    """What is done when training has succeeded."""
 
     @property
     def trains_adapter(self) -> bool:

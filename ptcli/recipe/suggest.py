@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from ptcli.recipe.model import Recipe, keys_of
 
 NOT_BUILT = {
-    "": frozenset({"tools", "environment", "evaluate", "after"}),
+    "": frozenset({"tools", "environment", "evaluate"}),
     "launch": frozenset({"nccl", "slurm"}),
 }
 """Keys that are kept for what is not built yet, by section."""

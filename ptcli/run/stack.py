@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ptcli.merge.identity import identify
 from ptcli.plan.model import Plan
 from ptcli.recipe.model import DataEntry, DataSpec
 
@@ -25,7 +26,8 @@ _GIT_TIMEOUT = 5
 
 
 def read_stack(plan: Plan) -> dict[str, Any]:
-    """Package versions, Python, platform, git commit, GPUs and dataset fingerprints of a run about to start."""
+    """Package versions, Python, platform, git commit, GPUs, and fingerprints of model and datasets of a run about to
+    start."""
     return {
         "smoke": plan.smoke,
         "python": platform.python_version(),
@@ -34,6 +36,7 @@ def read_stack(plan: Plan) -> dict[str, Any]:
         "packages": {name: found for name in _PACKAGES if (found := _version(name))},
         "git": _git_commit(),
         "gpus": {step.name: list(step.gpus) for step in plan.steps},
+        "models": {"model": identify(plan.recipe.model.path, plan.recipe.model.revision)},
         "data": [_fingerprint(entry) for entry in _entries(plan.recipe.data)],
     }
 

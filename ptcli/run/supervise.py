@@ -127,6 +127,7 @@ class Run:
         try:
             self._bring_up_server()
             self._train()
+            self._follow_up()
             ending = Ending("finished", 0)
         except Interrupted as stop:
             ending = Ending("stopped", stop.exit_code, str(stop))
@@ -182,6 +183,18 @@ class Run:
                 self._give_up(complaint)
         self._read_beat()
         self._judge(code)
+
+    def _follow_up(self) -> None:
+        """What comes after the training, once its processes are gone and have given their memory back."""
+        if self.plan.after is None:
+            return
+        self._tear_down()
+        group = self.processes.start(self.plan.after, self.rundir.log("merge"))
+        while (code := group.poll()) is None:
+            self._look_around("merging the adapter")
+        if code:
+            why = first_error(self.rundir.log("merge")) or f"exit code {code}"
+            raise SideFailed("merge", f"the adapter is trained and saved, but could not be merged: {why}")
 
     def _judge(self, code: int) -> None:
         """Decide what the trainer's end means."""

@@ -25,8 +25,12 @@ HEAVY_MODULES = {
     "ptcli.recipe.generate_catalogue", "ptcli.builtin.build", "ptcli.builtin.train_model",
     "ptcli.builtin.make_tokenizer", "ptcli.data.columnar",
 }  # fmt: skip
-HEAVY_ROOMS = ("ptcli.train", "ptcli.doctor.math")
+HEAVY_ROOMS = ("ptcli.train", "ptcli.doctor.math", "ptcli.merge")
 LIGHT_IN_HEAVY_ROOM = {
+    "ptcli.merge", "ptcli.merge.adapter", "ptcli.merge.base", "ptcli.merge.experts", "ptcli.merge.headers",
+    "ptcli.merge.hub", "ptcli.merge.identity", "ptcli.merge.model", "ptcli.merge.names", "ptcli.merge.operations", "ptcli.merge.plan",
+    "ptcli.merge.progress", "ptcli.merge.publish", "ptcli.merge.render", "ptcli.merge.run", "ptcli.merge.scales",
+    "ptcli.merge.serving", "ptcli.merge.targets", "ptcli.merge.tying",
     "ptcli.train",
     "ptcli.train.config",
     "ptcli.train.guards",
@@ -34,7 +38,7 @@ LIGHT_IN_HEAVY_ROOM = {
     "ptcli.train.guards.measures",
     "ptcli.train.reward_child",
     "ptcli.train.reward_loading",
-}
+}  # fmt: skip
 
 
 def _modules() -> list[str]:

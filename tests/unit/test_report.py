@@ -30,3 +30,38 @@ def test_a_step_without_a_number_does_not_count(tmp_path: Path) -> None:
 
 def test_no_metrics_no_reward(tmp_path: Path) -> None:
     assert len(finished_lines(tmp_path, 3)) == 1
+
+
+def put_adapter(run: Path, **config: str) -> None:
+    run.mkdir()
+    (run / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "task_type": "CAUSAL_LM"} | config))
+
+
+def test_an_adapter_is_to_be_merged_before_it_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    put_adapter(tmp_path / "my run")
+    text = "\n".join(finished_lines(tmp_path / "my run", 3))
+    assert "adapter, metrics.jsonl and logs in my run" in text
+    assert "ptcli merge 'my run' --out 'my run/merged'" in text
+    for server in ("vllm serve", "sglang.launch_server --model-path", "dynamo.vllm --model"):
+        assert f"{server} 'my run/merged'" in text
+
+
+def test_a_merged_one_only_to_be_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    put_adapter(tmp_path / "run")
+    text = "\n".join(finished_lines(tmp_path / "run", 3, merged=True))
+    assert "ptcli merge" not in text
+    assert "vllm serve run/merged" in text
+
+
+def test_a_reward_model_is_merged_and_not_served_as_a_writer(tmp_path: Path) -> None:
+    put_adapter(tmp_path / "run", task_type="SEQ_CLS")
+    text = "\n".join(finished_lines(tmp_path / "run", 3))
+    assert "ptcli merge" in text
+    assert "vllm" not in text
+
+
+def test_what_has_no_merge(tmp_path: Path) -> None:
+    put_adapter(tmp_path / "run", peft_type="PROMPT_TUNING")
+    assert "serve it with PEFT" in finished_lines(tmp_path / "run", 3)[-1]

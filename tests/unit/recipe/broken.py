@@ -102,7 +102,7 @@ KEYS = [
     ),
     Broken(
         "what is not built yet",
-        GOOD + "tools: [x]\nafter: {merge: true}\nlaunch: {slurm: {}}\n",
+        GOOD + "tools: [x]\nevaluate: {x: 1}\nlaunch: {slurm: {}}\n",
         [
             error("4:1", "not built yet"),
             error("5:1", "not built yet"),

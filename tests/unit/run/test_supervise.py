@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -353,3 +353,33 @@ def test_processes_start_no_thread_and_leave_no_child(rundir: RunDirectory) -> N
     with Processes():
         pass
     assert {p.pid for p in psutil.Process().children()} == before
+
+
+# --- what follows ----------------------------------------------------------------------------------------------------
+
+_ASKS = """
+import socket, sys
+with socket.socket() as probe:
+    print('refused' if probe.connect_ex(('127.0.0.1', int(sys.argv[1]))) else 'answered')
+"""
+
+
+def test_what_follows_runs_when_the_processes_are_gone(lab: Lab) -> None:
+    plan = replace(lab.plan(TRAINS), after=make_step("merge", python(_ASKS, lab.port)))
+    assert lab.run(plan).state == "finished"
+    assert lab.rundir.log("merge").read_text() == "refused\n"
+
+
+def test_a_merge_that_fails_fails_the_run(lab: Lab) -> None:
+    fails = "import sys; print('error: no room for it', file=sys.stderr); sys.exit(1)"
+    status = lab.run(replace(lab.plan(TRAINS, server=False), after=make_step("merge", python(fails))))
+    assert (status.state, status.exit_code, status.step) == ("failed", 1, 3)
+    assert status.cause == "the adapter is trained and saved, but could not be merged: no room for it"
+    assert "merge.log" in lab.output.getvalue()
+
+
+def test_nothing_follows_a_training_that_failed(lab: Lab) -> None:
+    after = make_step("merge", python("print('merged')"))
+    status = lab.run(replace(lab.plan("raise SystemExit(3)", server=False), after=after))
+    assert status.state == "failed"
+    assert not lab.rundir.log("merge").exists()

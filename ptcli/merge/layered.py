@@ -1,0 +1,214 @@
+"""A model that is run without being loaded: every module's weights are mapped while it runs, and let go afterwards.
+
+transformers builds the model and runs it, PEFT may wrap it; only where the weights come from is different. Each module
+that owns weights is given them by a hook before its forward, through transformers' own renames and conversions from
+checkpoint names, and placeholders of NaN otherwise: whatever is used without having been given ends in NaN, and not in
+a number that looks right. Everything is computed in float32. Matrices stay mapped in the checkpoint's type and are
+multiplied by blocks of rows, so that what is held beside the pages of one tensor is a few megabytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from ptcli.recipe.local_models import read_header, weight_files
+
+NAN = float("nan")
+BLOCK = 1 << 20
+"""Elements of a matrix that are cast at once: 4 MB in float32, which stays in the processor's cache."""
+
+
+class NotLayered(Exception):
+    """The model cannot be run in this way. The message says why."""
+
+
+@dataclass
+class Source:
+    """Where a parameter comes from: tensors of the checkpoint, and what makes the parameter of them."""
+
+    transform: Any
+    """A WeightRenaming or WeightConverter of transformers'."""
+    tensors: list[tuple[str, str, Path]] = field(default_factory=list)
+    """Key, source pattern of the transform, and file of each."""
+
+    def load(self, target: str, model: Any) -> dict[str, Tensor]:
+        """The parameters that it gives, by name; mapped from the files where nothing has to be computed."""
+        transform = deepcopy(self.transform)
+        files = {path: safe_open(path, framework="pt") for path in {path for _, _, path in self.tensors}}
+        for key, pattern, path in self.tensors:
+            transform.add_tensor(target, key, pattern, files[path].get_tensor(key))
+        found = transform.convert(target, model=model, config=model.config)
+        return {name: each[0] if isinstance(each, list) else each for name, each in found.items()}
+
+
+class Layered:
+    """A transformers model, and where each of its parameters comes from."""
+
+    def __init__(self, folder: Path, model: Any, brought: Collection[str] = ()):
+        self.model = model
+        self._sources = _sources(folder, model)
+        self._tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
+        self._owners = list(self._empty(brought))
+
+    def attach(self, wrapped: nn.Module) -> nn.Module:
+        """Put the hooks on `wrapped`, which is the model itself or PEFT's model around it; returns it.
+
+        A module that PEFT wrapped is given its weights before the wrapper runs, which may read them by itself.
+        """
+        outer = _wrappers(wrapped)
+        for module, names in self._owners:
+            top = outer.get(id(module), module)
+            top.register_forward_pre_hook(partial(self._give, module, names), prepend=True)
+            top.register_forward_hook(partial(self._take, module, names), always_call=True)
+        return wrapped
+
+    def _empty(self, brought: Collection[str]) -> Iterator[tuple[nn.Module, dict[str, str]]]:
+        """Take the weights from every module; each with its own names of them and the model's, without those that an
+        adapter brings: what it does not fill in the end is NaN as well, but can be written to."""
+        for path, module in self.model.named_modules():
+            names = {own: f"{path}.{own}".lstrip(".") for own, _ in module.named_parameters(recurse=False)}
+            for own, name in names.items():
+                shape = getattr(module, own).shape
+                setattr(module, own, _placeholder(shape) if name not in brought else _parameter(torch.full(shape, NAN)))
+            mine = {own: name for own, name in names.items() if name not in brought}
+            if mine:
+                yield module, mine
+
+    def _give(self, module: nn.Module, names: Mapping[str, str], *_: Any) -> None:
+        loaded: dict[str, Tensor] = {}
+        for own, name in names.items():
+            target = name if name in self._sources else self._tied.get(name, name)
+            if target not in loaded:
+                loaded |= self._load(target)
+            tensor = loaded.get(target)
+            if tensor is not None and tensor.shape == getattr(module, own).shape:
+                setattr(module, own, _parameter(_as_computed(module, tensor)))
+
+    def _load(self, target: str) -> dict[str, Tensor]:
+        source = self._sources.get(target)
+        if source is None:
+            raise NotLayered(f"nothing in the weights gives {target}")
+        return source.load(target, self.model)
+
+    def _take(self, module: nn.Module, names: Mapping[str, str], *_: Any) -> None:
+        for own in names:
+            setattr(module, own, _placeholder(getattr(module, own).shape))
+
+
+def build(folder: Path, model_class: Any, config: Any, brought: Collection[str] = ()) -> Layered:
+    """The model that `config` describes, its weights those of `folder` except the names in `brought`, which an adapter
+    will bring.
+
+    Raises NotLayered when the class cannot be built without weights.
+    """
+    try:
+        with init_empty_weights(include_buffers=False):
+            model = model_class._from_config(
+                config, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
+            )
+    except (ValueError, TypeError, AttributeError, ImportError) as error:
+        raise NotLayered(f"{type(error).__name__}: {error}") from error
+    return Layered(folder, model.eval().requires_grad_(False), brought)
+
+
+def _placeholder(shape: torch.Size) -> nn.Parameter:
+    """NaN of that shape, which takes no memory and cannot be written to."""
+    return _parameter(torch.full((), NAN).expand(shape))
+
+
+def _parameter(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor, requires_grad=False)
+
+
+class Float32(TorchFunctionMode):
+    """Computes in float32 with weights of another type, without a float32 copy of any of them. One for each thread."""
+
+    def __init__(self, stop: Event | None = None) -> None:
+        super().__init__()
+        self._stop = stop
+        """Set from outside, it ends the computation with NotLayered."""
+        self._block = torch.empty(BLOCK)
+        """Written again and again: what is not allocated is not left behind in the thread's heap either."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if self._stop is not None and self._stop.is_set():
+            raise NotLayered("it was stopped")
+        if func is F.linear:
+            return self._linear(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        return result.float() if func in (F.embedding, torch.embedding) else result
+
+    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`F.linear`, the weight (out, in) cast to float32 by blocks of its rows."""
+        outputs, inputs = weight.shape
+        if weight.dtype == input.dtype or inputs > BLOCK:
+            return F.linear(input, weight.to(input.dtype), bias)
+        flat, step = input.reshape(-1, inputs), BLOCK // inputs
+        result = flat.new_empty(outputs, flat.shape[0])
+        for start in range(0, outputs, step):
+            rows = weight[start : start + step]
+            block = self._block[: rows.numel()].view(rows.shape).copy_(rows)
+            torch.mm(block, flat.t(), out=result[start : start + step])
+        summed = result.t() if bias is None else result.t() + bias
+        return summed.reshape(*input.shape[:-1], outputs)
+
+
+def _as_computed(module: nn.Module, tensor: Tensor) -> Tensor:
+    """Matrices and tables as they are, for `Float32` to deal with; anything else in float32."""
+    stays = isinstance(module, nn.Linear | nn.Embedding) and tensor.ndim == 2
+    return tensor if stays or tensor.ndim == 3 or not tensor.is_floating_point() else tensor.float()
+
+
+def _wrappers(model: nn.Module) -> dict[int, nn.Module]:
+    """For each module inside a PEFT layer: the outermost such layer around it."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    outer: dict[int, nn.Module] = {}
+    for module in model.modules():  # parents come first
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            for inner in module.modules():
+                outer.setdefault(id(inner), outer.get(id(module), module))
+    return outer
+
+
+def _sources(folder: Path, model: Any) -> dict[str, Source]:
+    """Parameter name -> its source, as `transformers.core_model_loading` matches them."""
+    known, prefix = model.state_dict(), model.base_model_prefix
+    mapping = get_model_conversion_mapping(model)
+    renamings = [each for each in mapping if isinstance(each, WeightRenaming)]
+    converters = [each for each in mapping if isinstance(each, WeightConverter)]
+    of_pattern = {pattern: each for each in converters for pattern in each.source_patterns}
+    found: dict[str, Source] = {}
+    for key, path in _keys(folder):
+        target, pattern = rename_source_key(key, renamings, converters, prefix, known)
+        if target not in known and key in known:
+            target, pattern = rename_source_key(key, [], [], prefix, known)
+        if target not in known:
+            continue  # as transformers does: a head that is not wanted, or a buffer that older versions saved
+        transform = of_pattern[pattern] if pattern else WeightRenaming(key, target)
+        found.setdefault(target, Source(transform)).tensors.append((key, pattern or key, path))
+    return found
+
+
+def _keys(folder: Path) -> list[tuple[str, Path]]:
+    """Every tensor of a folder and its file, experts by number as transformers wants them."""
+    from transformers.core_model_loading import dot_natural_key
+
+    keys = [(key, path) for path in weight_files(folder) for key in read_header(path)]
+    return sorted(keys, key=lambda pair: dot_natural_key(pair[0]))

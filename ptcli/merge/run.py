@@ -1,0 +1,95 @@
+"""A merge from its plan to a published folder. Light: what computes is imported when it is its turn."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ptcli.merge.base import INDEX
+from ptcli.merge.model import Merged, MergePlan, Progress, Shard
+from ptcli.merge.publish import published, synced_meanwhile
+
+if TYPE_CHECKING:
+    from ptcli.merge.verify import Verification
+
+
+def run_merge(
+    plan: MergePlan,
+    out: Path,
+    *,
+    force: bool = False,
+    verify: bool = True,
+    serve_check: bool = False,
+    progress: Progress = lambda *_: None,
+) -> Merged:
+    """Write, verify and publish a merged model.
+
+    `force`: replace a model that is at `out`. `progress` is called from several threads, one at a time.
+
+    Raises:
+        RequestError: `out` cannot be written; nothing was.
+        WorkError: the merge failed or did not verify; `out` is as it was.
+    """
+    start = time.monotonic()
+    with published(out, plan.nbytes, force=force, read=(plan.base, plan.adapter)) as folder:
+        merged, copied = _write(plan, folder, progress)
+        from ptcli.merge.serving import write_serving_files
+
+        write_serving_files(plan, folder)
+        with synced_meanwhile(folder):
+            verification = _verify(plan, folder, progress) if verify else None
+        if serve_check:
+            from ptcli.merge.serve_check import check_serving
+
+            check_serving(plan, folder, progress)
+    return Merged(
+        out=str(out),
+        base=plan.base_name,
+        tensors_merged=merged,
+        tensors_copied=copied,
+        verified=verification is not None and verification.complete,
+        max_abs_diff=verification.max_abs_diff if verification else None,
+        seconds=round(time.monotonic() - start, 3),
+        verification=verification.line() if verification else "",
+    )
+
+
+def _write(plan: MergePlan, folder: Path, progress: Progress) -> tuple[int, int]:
+    """Write the weights; returns how many tensors were changed or added, and how many are the base's."""
+    if plan.mode == "stream":
+        from ptcli.merge.stream import stream
+
+        stream(plan, folder, progress)
+        write_index(plan.shards, folder)
+        merged = sum(1 for each in plan.outputs if each.operations)
+        return merged, sum(1 for _ in plan.outputs) - merged
+    if plan.mode == "consolidate":
+        from ptcli.merge.consolidate import consolidate
+
+        written = consolidate(plan, folder, progress)
+        write_index(plan.shards, folder)
+        return 0, written
+    from ptcli.merge.handover import count_changed, hand_over
+
+    hand_over(plan, folder, progress)
+    return count_changed(plan, folder)
+
+
+def _verify(plan: MergePlan, folder: Path, progress: Progress) -> Verification:
+    from ptcli.merge.verify import verify_merge
+
+    return verify_merge(plan, folder, progress=progress)
+
+
+def write_index(shards: tuple[Shard, ...], folder: Path) -> None:
+    """The index of several files, with the true number of bytes; none for a single file that all readers find."""
+    if len(shards) == 1:
+        return
+    places = {each.name: shard.name for shard in shards for each in shard.tensors}
+    index = {
+        "metadata": {"total_size": sum(shard.nbytes for shard in shards)},
+        "weight_map": dict(sorted(places.items())),
+    }
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

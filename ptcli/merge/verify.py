@@ -1,0 +1,321 @@
+"""Whether a merged folder is what it should be: in its files, and in what it computes.
+
+The numbers are the logits of seeded prompts: of the base with the adapter on it, unmerged, in PEFT's own forward,
+against those of the merged folder as its config says to load it. Both run module by module (`ptcli.merge.layered`), in
+float32, so that what is left between them is the rounding of the merged weights to their type. Where PEFT's merge is
+silently wrong (an adapter on one of two tied embeddings, or on both), its unmerged forward on embeddings that are two
+tensors is right, and that is what is compared with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import peft
+import psutil
+import torch
+import transformers
+from torch import Tensor
+
+from ptcli.errors import PtcliError, WorkError
+from ptcli.merge.handover import untie_embeddings
+from ptcli.merge.layered import Float32, NotLayered, build
+from ptcli.merge.model import ITEM_BYTES, MergePlan, Progress
+from ptcli.merge.quiet import quiet_libraries
+from ptcli.merge.structure import check_structure
+from ptcli.recipe.local_models import read_header
+
+SEED = 20250
+PROMPTS, LENGTH = 2, 8
+"""Sequences and tokens of each: enough to tell, few enough that reading the weights is what takes the time."""
+TOLERANCE = 12.0
+"""How far the logits may be apart, in roundings of a weight times the square root of the layers: see `limit_of`."""
+
+_HEADS = {"SEQ_CLS": "AutoModelForSequenceClassification", "TOKEN_CLS": "AutoModelForTokenClassification"}
+_ROUNDING = {"BF16": 2.0**-9, "F16": 2.0**-12}
+"""Largest relative error of a number that is rounded to the type: half a unit in the last place."""
+_FLOAT32 = 2.0**-20
+"""What sums in float32 in another order may differ, relatively."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What verification came to."""
+
+    max_abs_diff: float | None
+    """Largest difference of two logits; None where numbers could not be compared."""
+    kl: float | None = None
+    """Mean Kullback-Leibler divergence over the positions, in nats: of the merged model from the reference."""
+    top1: float | None = None
+    """Share of positions where both think the same token most likely."""
+    relative: float | None = None
+    """Root mean square of the difference, over that of the reference's logits around their mean. Of the positions the
+    median: rounding may send a token to another expert, which says nothing of the weights."""
+    way: str = "layer by layer"
+    """How it was compared, or why it was not."""
+
+    compared: bool = True
+    """False where there is nothing to compare with, as for a consolidated checkpoint."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether all was looked at that there is to look at."""
+        return self.max_abs_diff is not None or not self.compared
+
+    def line(self) -> str:
+        """What to tell a person."""
+        if not self.compared:
+            return f"verified: {self.way}"
+        if self.max_abs_diff is None:
+            return f"verified in structure only: {self.way}"
+        return (
+            f"verified {self.way}: largest difference of logits {self.max_abs_diff:.3g} (relative "
+            f"{self.relative:.2g}), KL {self.kl:.2g}, top-1 agreement {self.top1:.1%}"
+        )
+
+
+def verify_merge(plan: MergePlan, folder: Path, *, progress: Progress) -> Verification:
+    """Look at a merged folder that has its config.
+
+    Takes the memory of two of the largest tensors, or of the largest module where that is more (the experts of a
+    layer are one). Raises WorkError when the folder does not hold what it should.
+    """
+    with quiet_libraries(), _single_threaded():
+        check_structure(plan, folder, progress)
+        if plan.mode == "consolidate":
+            return _check_runs(plan, folder, progress)
+        return _judge(plan, compare_logits(plan, folder, progress))
+
+
+def _judge(plan: MergePlan, found: Verification) -> Verification:
+    if found.relative is None or found.relative <= limit_of(plan):  # NaN is not
+        return found
+    raise WorkError(
+        f"the merged model does not compute what base and adapter do: {found.line().removeprefix('verified ')}; "
+        f"rounding explains a relative difference of {limit_of(plan):.2g}"
+    )
+
+
+def _check_runs(plan: MergePlan, folder: Path, progress: Progress) -> Verification:
+    """Whether a model that nothing can be compared with computes finite numbers: with a weight too few it gives NaN."""
+    try:
+        logits = _run(_layered(plan, folder, True, progress), plan, Float32())
+    except PtcliError:
+        raise
+    except Exception as error:
+        return Verification(None, way=f"it cannot be run layer by layer ({type(error).__name__}: {_first_line(error)})")
+    if not logits.isfinite().all():
+        raise WorkError("the consolidated model computes numbers that are not finite")
+    return Verification(None, compared=False, way="each of its tensors is there, and it computes finite numbers")
+
+
+def compare_logits(plan: MergePlan, folder: Path, progress: Progress) -> Verification:
+    """Both models' logits, layer by layer where that is possible, else both as a whole where memory allows it."""
+    try:
+        return _compare(*_both_layered(plan, folder, progress), "layer by layer")
+    except PtcliError:
+        raise
+    except Exception as error:  # whatever an architecture of its own kind does in there
+        reason = f"it cannot be run layer by layer ({type(error).__name__}: {_first_line(error)})"
+    need, free = _whole_bytes(plan), psutil.virtual_memory().available
+    if need > free:
+        return Verification(None, way=f"{reason}, and as a whole takes {_gib(need)} of which {_gib(free)} are free")
+    try:
+        reference = _whole(plan, folder, False, progress)
+        return _compare(reference, _whole(plan, folder, True, progress), "as a whole")
+    except PtcliError:
+        raise
+    except Exception as error:
+        return Verification(None, way=f"{reason}, nor as a whole ({type(error).__name__}: {_first_line(error)})")
+
+
+def limit_of(plan: MergePlan) -> float:
+    """Largest relative difference of logits that rounding explains.
+
+    The errors of a layer's weights, each at most `eps`, are independent, so that those of L layers add up as the
+    square root of L does.
+    """
+    eps = max((_ROUNDING.get(each.dtype, _FLOAT32) for each in plan.outputs), default=_FLOAT32)
+    return TOLERANCE * eps * math.sqrt(max(1, _layers(plan)))
+
+
+def _layers(plan: MergePlan) -> int:
+    config = plan.base_config.get("text_config") or plan.base_config
+    return int(config.get("num_hidden_layers") or config.get("n_layer") or 1)
+
+
+# --- the two models --------------------------------------------------------------------------------------------------
+
+
+def _both_layered(plan: MergePlan, folder: Path, progress: Progress) -> tuple[Tensor, Tensor]:
+    """Logits (prompts, tokens, vocabulary) of reference and merged model, each computed by one thread."""
+    models = [_layered(plan, folder, merged, progress) for merged in (False, True)]
+    stop = Event()
+    with ThreadPoolExecutor(len(models)) as pool, _set_when_left(stop):
+        reference, merged = pool.map(lambda model: _run(model, plan, Float32(stop)), models)
+    if not reference.isfinite().all():
+        raise NotLayered("base and adapter give numbers that are not finite")
+    return reference, merged
+
+
+@contextmanager
+def _single_threaded() -> Iterator[None]:
+    """Several threads for one multiplication of so few tokens would wait for each other longer than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _set_when_left(stop: Event) -> Iterator[None]:
+    """Whatever ends the block, Ctrl-C too, ends the threads of a pool that would be waited for."""
+    try:
+        yield
+    finally:
+        stop.set()
+
+
+def _layered(plan: MergePlan, folder: Path, merged: bool, progress: Progress) -> Any:
+    config = _config(plan, folder, merged)
+    model_class = _model_class(plan, config)
+    if merged:
+        layered = build(folder, model_class, config)
+        return layered.attach(layered.model)
+    layered = build(plan.base, model_class, config, brought_by(plan.adapter))
+    _tell(layered, progress, "computing with base and adapter, and with the merged model")
+    return layered.attach(_with_adapter(layered.model, plan))
+
+
+def _whole(plan: MergePlan, folder: Path, merged: bool, progress: Progress) -> Tensor:
+    """The same of a model in memory."""
+    progress("loading the merged model" if merged else "loading base and adapter", 0, 0)
+    config = _config(plan, folder, merged)
+    place = folder if merged else plan.base
+    model_class = _model_class(plan, config)
+    if not merged:
+        config.get_text_config().vocab_size = _vocabulary(plan) or config.get_text_config().vocab_size
+    model = model_class.from_pretrained(place, config=config, dtype=torch.float32, attn_implementation="eager")
+    if not merged:
+        if _untied(plan):
+            untie_embeddings(model)
+        if "vocab_size" in plan.config_changes:
+            model.resize_token_embeddings(plan.config_changes["vocab_size"])
+        model = _with_adapter(model, plan)
+    return _run(model.eval(), plan, nullcontext())
+
+
+def _config(plan: MergePlan, folder: Path, merged: bool) -> Any:
+    """The merged model's config; tied for the reference where the base is, for PEFT to see."""
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if not merged and _untied(plan):
+        config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = True
+    return config
+
+
+def _vocabulary(plan: MergePlan) -> int | None:
+    """Rows of the base's embeddings."""
+    size = (plan.base_config.get("text_config") or plan.base_config).get("vocab_size")
+    return size if isinstance(size, int) else None
+
+
+def _untied(plan: MergePlan) -> bool:
+    return plan.config_changes.get("tie_word_embeddings") is False
+
+
+def _model_class(plan: MergePlan, config: Any) -> Any:
+    """The class that the adapter's task asks for, or that the config names."""
+    head = _head(plan)
+    if head is None:
+        for name in config.architectures or ():
+            if hasattr(transformers, name):
+                return getattr(transformers, name)
+        head = "AutoModelForCausalLM"
+    try:
+        return getattr(transformers, head)._model_mapping[type(config)]
+    except KeyError as error:
+        raise NotLayered(f"transformers has no {head} for {config.model_type}") from error
+
+
+def _head(plan: MergePlan) -> str | None:
+    """transformers' class for a classifier or reward model; None for what writes."""
+    return _HEADS.get(str(plan.adapter_config.get("task_type")))
+
+
+def _with_adapter(model: Any, plan: MergePlan) -> Any:
+    return peft.PeftModel.from_pretrained(model, str(plan.adapter)).eval()
+
+
+def brought_by(adapter: Path) -> frozenset[str]:
+    """Names that the adapter has whole tensors for, as the model has them; among them many that the model has not."""
+    names = read_header(adapter / "adapter_model.safetensors")
+    return frozenset(name.removeprefix("base_model.model.").replace(".base_layer.", ".") for name in names)
+
+
+# --- running and comparing -------------------------------------------------------------------------------------------
+
+
+def _run(model: Any, plan: MergePlan, mode: Any) -> Tensor:
+    ids = prompts_for(plan, model.get_input_embeddings())
+    # A classifier finds the end of each row by its padding, of which there is none, unless rows come one by one.
+    batches = ids.split(1) if hasattr(model, "score") or hasattr(model, "classifier") else (ids,)
+    with torch.no_grad(), mode:
+        return torch.cat([model(input_ids=batch, use_cache=False).logits.float() for batch in batches])
+
+
+def prompts_for(plan: MergePlan, embeddings: Any) -> Tensor:
+    """Token ids (PROMPTS, LENGTH): random ones from a seed, and among them those that the adapter trains or adds."""
+    rows = next(each for each in embeddings.parameters() if each.ndim == 2).shape[0]
+    rows = min(rows, plan.config_changes.get("vocab_size", rows))
+    ids = torch.randint(rows, (PROMPTS, LENGTH), generator=torch.Generator().manual_seed(SEED))
+    trained = plan.adapter_config.get("trainable_token_indices") or []
+    listed = [index for each in trained.values() for index in each] if isinstance(trained, dict) else list(trained)
+    wanted = [rows - 1, *listed][: LENGTH // 2]
+    ids[0, : len(wanted)] = torch.tensor(wanted)
+    return ids
+
+
+def _compare(reference: Tensor, merged: Tensor, way: str) -> Verification:
+    if reference.shape != merged.shape:
+        raise WorkError(f"the merged model's logits are {list(merged.shape)}, the base's {list(reference.shape)}")
+    reference, merged = reference.double(), merged.double()
+    difference = reference - merged
+    centred = reference - reference.mean(-1, keepdim=True) if reference.shape[-1] > 1 else reference
+    one, other = reference.log_softmax(-1), merged.log_softmax(-1)
+    return Verification(
+        max_abs_diff=float(difference.abs().max()),
+        kl=float((one.exp() * (one - other)).sum(-1).mean()),
+        top1=float((reference.argmax(-1) == merged.argmax(-1)).float().mean()),
+        relative=float(difference.square().mean(-1).sqrt().median() / centred.square().mean().sqrt()),
+        way=way,
+    )
+
+
+def _tell(layered: Any, progress: Progress, activity: str) -> None:
+    """Progress by decoder layers, which every architecture keeps in a list."""
+    layers = max((list(each) for each in layered.model.modules() if isinstance(each, torch.nn.ModuleList)), key=len)
+    for number, layer in enumerate(layers, 1):
+        hook: Callable[..., None] = lambda *_, number=number: progress(activity, number, len(layers))  # noqa: E731
+        layer.register_forward_hook(hook)
+
+
+def _whole_bytes(plan: MergePlan) -> int:
+    """Of the model in float32, and as much again for what loading takes."""
+    return int(1.5 * sum(4 * each.nbytes // ITEM_BYTES[each.dtype] for each in plan.outputs))
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200]
