@@ -31,7 +31,7 @@ def test_command(line: str, ptcli: Callable, ptcli_process: Callable, monkeypatc
         return
     if arguments[0] == "serve-rollouts":  # its dry form is the same recipe's plan
         arguments[0] = "train"
-    if arguments[0] == "doctor":  # it runs in tests/integration/test_math.py; here its options must be there
+    if arguments[0] in ("doctor", "merge"):  # they run in tests of their own; here their options must be there
         arguments.append("--help")
     if arguments[0] == "train" and "--dry-run" not in arguments:
         arguments += ["--dry-run"] if "--smoke" in arguments else ["--dry-run", "--assume-gpus", "8x80GiB"]
