@@ -6,7 +6,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import yaml
+
+pytestmark = pytest.mark.long
 
 
 def test_after_merge(tmp_path: Path, ptcli_process: Callable) -> None:
