@@ -10,8 +10,10 @@ from ptcli.data.model import MOST_ROWS, Context, Finding, Profile
 from ptcli.data.rules.facts import Facts
 
 _MOST = 0.01
-_FEW = 500_000
-"""Up to so many digests a set is cheap."""
+_FEW = 50_000
+"""Up to so many digests a set costs less than importing numpy."""
+_LOOKED_AT = 500_000
+"""Rows among which the first that repeat another are looked for."""
 
 
 def duplicate_rows(profile: Profile, facts: Facts) -> Iterator[Finding]:
@@ -40,7 +42,7 @@ def repeated(profile: Profile) -> int:
 def _first_repeated(profile: Profile) -> Iterator[int]:
     """The first rows that repeat one before them, among the first half a million."""
     met: set[int] = set()
-    for number, digest in enumerate(islice(profile.digests, _FEW)):
+    for number, digest in enumerate(islice(profile.digests, _LOOKED_AT)):
         if digest in met:
             yield number
         met.add(digest)
