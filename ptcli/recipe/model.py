@@ -168,6 +168,38 @@ class RolloutsSpec(Section):
     """Any other flag of `vllm serve`, as `{enable_prefix_caching: true}`."""
 
 
+class SlurmSpec(Section):
+    """What a job of `ptcli train --launcher slurm` asks for. Its nodes and GPUs are those of the recipe."""
+
+    account: str | None = None
+    """Account that the job is charged to."""
+    partition: str | None = None
+    """Partition that it runs in. Default: the cluster's."""
+    time: str | None = None
+    """Longest that it may run, as Slurm writes it: `90` (minutes), `24:00:00` (hours first), `2-00` (days, hours).
+    `12:00` is twelve minutes. Default: the partition's."""
+    qos: str | None = None
+    """Quality of service."""
+    constraint: str | None = None
+    """Features that its nodes must have, as `a100&nvlink`."""
+    container: str | None = None
+    """Image to run ptcli in, which must have it installed: a file or a registry's, for Slurm's plugin pyxis."""
+    container_mounts: list[str] = Field(default_factory=list)
+    """Folders that are seen inside, as `/data` or `/scratch/me:/data:ro`. The run directory always is."""
+    modules: list[str] = Field(default_factory=list)
+    """Environment modules that are loaded first."""
+    requeue: bool = False
+    """Queue the job again, to go on from its checkpoint, when its time is up before the training is done, or a node
+    fails."""
+    signal_seconds: Annotated[int, Field(ge=0, le=65535)] = 300
+    """Seconds before the end of its time (Slurm may take up to 60 more) at which the run is told to save a checkpoint
+    and to end. It must leave time for one step and one save. 0: it is not told."""
+    cpus_per_task: Annotated[int, Field(ge=1)] | None = None
+    """CPU cores on each node. Default: 4 a GPU; on a CPU, one a process."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """Any other option of sbatch, as `{mem: 0, exclusive: true, mail-type: END}`."""
+
+
 class LaunchSpec(Section):
     """How the trainer's processes are started."""
 
@@ -183,6 +215,8 @@ class LaunchSpec(Section):
     """Machines that train together."""
     env: dict[str, str] = Field(default_factory=dict)
     """Environment variables for trainer and server. Secrets as `${oc.env:NAME}`: they are never written out."""
+    slurm: SlurmSpec = Field(default_factory=SlurmSpec)
+    """The job that `--launcher slurm` submits."""
 
 
 Action = Literal["off", "warn", "stop"]

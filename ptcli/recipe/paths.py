@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ptcli.recipe.code import shipped_rewards
-from ptcli.recipe.model import CallbackSpec, DataEntry, LaunchSpec, ModelSpec, RewardSpec, Section
+from ptcli.recipe.model import CallbackSpec, DataEntry, LaunchSpec, ModelSpec, RewardSpec, Section, SlurmSpec
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
@@ -97,6 +97,11 @@ def _accelerate(text: str, folder: Path) -> str:
     return _named_or_file(text, folder, _CONFIG_SUFFIXES)
 
 
+def _container(text: str, folder: Path) -> str:
+    """An image of a registry (`nvcr.io#nvidia/pytorch:26.01-py3`) looks like a path, too: a file is one that is there."""
+    return absolute(text, folder) if _looks_local(text) or _exists(text, folder) else text
+
+
 def _named_or_file(text: str, folder: Path, suffixes: frozenset[str]) -> str:
     """A name stays as it is, also when something of that name happens to be in the folder."""
     is_file = _looks_local(text) or "/" in text or os.path.splitext(text)[1].lower() in suffixes
@@ -128,6 +133,7 @@ _RULES: Mapping[tuple[type[Section], str], Callable[[str, Path], str]] = Mapping
         (RewardSpec, "use"): _reward,
         (CallbackSpec, "use"): _code,
         (LaunchSpec, "accelerate"): _accelerate,
+        (SlurmSpec, "container"): _container,
     }
 )
 

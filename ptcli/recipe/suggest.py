@@ -12,7 +12,7 @@ from ptcli.recipe.model import Recipe, keys_of
 
 NOT_BUILT = {
     "": frozenset({"tools", "environment", "evaluate"}),
-    "launch": frozenset({"nccl", "slurm"}),
+    "launch": frozenset({"nccl"}),
 }
 """Keys that are kept for what is not built yet, by section."""
 

@@ -102,11 +102,10 @@ KEYS = [
     ),
     Broken(
         "what is not built yet",
-        GOOD + "tools: [x]\nevaluate: {x: 1}\nlaunch: {slurm: {}}\n",
+        GOOD + "tools: [x]\nevaluate: {x: 1}\n",
         [
             error("4:1", "not built yet"),
             error("5:1", "not built yet"),
-            error("6:10", "`launch.slurm`", "not built yet"),
         ],
     ),
     Broken(
