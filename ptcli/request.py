@@ -6,12 +6,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ptcli.errors import Problem, RequestError
 
 if TYPE_CHECKING:
     from ptcli.plan.model import Machine, Plan
+    from ptcli.plan.slurm import Job
     from ptcli.recipe.loading import SourceMap
     from ptcli.recipe.model import Recipe
 
@@ -29,6 +30,8 @@ class Request:
     """Plan for this machine instead of the one at hand (`8x80GiB`)."""
     server_only: bool = False
     """Plan only the rollout server (`ptcli serve-rollouts`)."""
+    launcher: Literal["local", "slurm"] = "local"
+    """Where it runs: here, or as a job."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Accepted:
     plan: Plan
     sources: SourceMap
     """Where each key of the recipe was written, for what is found out later."""
+    job: Job | None = None
+    """The job that runs the plan, with `launcher: slurm`."""
 
 
 def plan_request(request: Request) -> Plan:
@@ -52,6 +57,7 @@ def accept(request: Request) -> Accepted:
         RequestError: with every problem of the recipe, its bases, the overrides and the machine.
     """
     from ptcli.plan.build import build_plan
+    from ptcli.plan.slurm import place_problems
     from ptcli.recipe.loading import load_recipe
     from ptcli.run.inputs import check_inputs
 
@@ -62,20 +68,32 @@ def accept(request: Request) -> Accepted:
     recipe, replacements = _shrunk(loaded.recipe) if request.smoke else (loaded.recipe, ())
     problems = list(loaded.problems)
     machine = _machine(request, recipe, problems)
+    problems = [loaded.sources.locate(problem) if problem.key else problem for problem in problems]
     plan = None
     if machine:
         output_dir = _output_dir(request, recipe)
         planned = build_plan(recipe, machine, output_dir=output_dir, server_only=request.server_only)
         plan = planned.plan
         cleared = () if request.server_only else check_inputs(recipe, output_dir)
-        problems += [loaded.sources.locate(problem) for problem in (*planned.problems, *cleared)]
+        place = place_problems(output_dir) if request.launcher == "slurm" else ()
+        problems += [loaded.sources.locate(problem) for problem in (*planned.problems, *cleared, *place)]
     if problems or plan is None:
         raise RequestError(_once(problems))
     if request.smoke:
         longest = max((reward.timeout or 0.0 for reward in recipe.rewards), default=0.0)
         limit = recipe.guards.no_progress_seconds or max(SMOKE_NO_PROGRESS_SECONDS, 2 * longest)
         plan = replace(plan, smoke=True, no_progress_seconds=limit, notes=(*replacements, *plan.notes))
-    return Accepted(plan, loaded.sources)
+    return Accepted(plan, loaded.sources, _job(request, plan, recipe))
+
+
+def _job(request: Request, plan: Plan, recipe: Recipe) -> Job | None:
+    """The job to submit. The nodes run the ptcli that was called here, so both see one file system."""
+    if request.launcher != "slurm":
+        return None
+    from ptcli.plan.slurm import plan_job
+    from ptcli.run.processes import find_program
+
+    return plan_job(plan, recipe, find_program("ptcli"))
 
 
 def _check_working_directory() -> None:
@@ -94,14 +112,17 @@ def _shrunk(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
 def _machine(request: Request, recipe: Recipe, problems: list[Problem]) -> Machine | None:
     """The machine to plan for; None, with a problem added, when it can't be told."""
     from ptcli.plan.machine import assume_machine, read_machine
+    from ptcli.plan.slurm import job_machine
 
-    if request.assume_gpus is None:
-        return read_machine(recipe)
     try:
-        return assume_machine(request.assume_gpus)
+        if request.assume_gpus is not None:
+            return assume_machine(request.assume_gpus)
+        if request.launcher == "slurm":
+            return job_machine(recipe)
     except RequestError as error:
         problems += error.problems
         return None
+    return read_machine(recipe)
 
 
 def _output_dir(request: Request, recipe: Recipe) -> Path:

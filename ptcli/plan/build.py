@@ -29,6 +29,7 @@ from ptcli.plan.resolve import change, resolve_recipe, with_defaults, with_evalu
 from ptcli.plan.rows import count_rows, given_rows
 from ptcli.plan.script import launch_script
 from ptcli.plan.server import Ports, decide_ports, decide_server, exposure, model_limit
+from ptcli.plan.slurm import slurm_problems
 from ptcli.plan.training_notes import training_notes
 from ptcli.plan.training_rules import training_problems
 from ptcli.recipe.data_files import held_out
@@ -69,7 +70,8 @@ def build_plan(recipe: Recipe, machine: Machine, *, output_dir: Path, server_onl
     output_dir = output_dir.absolute()
     device, _ = decide_device(recipe, machine)
     recipe = with_defaults(recipe, device or recipe.launch.device)
-    problems = environment_problems(recipe.launch.env) + (_needs_no_server(recipe) if server_only else [])
+    problems = environment_problems(recipe.launch.env) + slurm_problems(recipe)
+    problems += _needs_no_server(recipe) if server_only else []
     layout, wrong = decide_layout(recipe, machine, trains=not server_only)
     recipe = with_evaluation(recipe, layout.world)
     decided, more = _decide(recipe, machine, layout, output_dir)

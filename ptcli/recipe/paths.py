@@ -98,7 +98,7 @@ def _accelerate(text: str, folder: Path) -> str:
 
 
 def _container(text: str, folder: Path) -> str:
-    """An image of a registry (`nvcr.io#nvidia/pytorch:26.01-py3`) looks like a path, too: a file is one that is there."""
+    """An image of a registry (`nvcr.io#nvidia/pytorch:26.01-py3`) looks like a path; a file is one that is there."""
     return absolute(text, folder) if _looks_local(text) or _exists(text, folder) else text
 
 
