@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -38,6 +38,8 @@ _LEFT_BY_A_RUN = (
     "processor_config.json", "preprocessor_config.json",
 )  # fmt: skip
 """All that `--overwrite` removes. Other files stay: they are not ours."""
+_LEFT_BY_A_JOB = ("slurm", "logs/slurm-*.out")
+"""What a new job removes besides. A run never does: it may be that very job's."""
 _MODEL_CARD = "README.md"
 """TRL writes one wherever it saves. Not removed, since people have files of that name, but not to be lost either."""
 _FRESH = ("logs/heartbeat.json",)
@@ -82,6 +84,7 @@ class RunDirectory:
         self.metrics = path / "metrics.jsonl"
         self.status_file = path / "status.json"
         self._lock: int | None = None
+        self._status_before: bytes | None = None
 
     def __enter__(self) -> RunDirectory:
         return self
@@ -122,11 +125,29 @@ class RunDirectory:
 
         check_programs(plan)
         self.check(overwrite=overwrite, resume=resume, smoke=plan.smoke)
+        return self._occupy(_FRESH if resume else (*_LEFT_BY_A_RUN, *plan.files), lambda: self._write_plan(plan))
+
+    def reserve(self, files: Mapping[str, str], *, overwrite: bool = False, resume: bool = False) -> RunDirectory:
+        """Check, lock, and write what a run has that waits in a queue. Raises RequestError as `prepare` does."""
+        self.check(overwrite=overwrite, resume=resume)
+        return self._occupy(() if resume else (*_LEFT_BY_A_RUN, *_LEFT_BY_A_JOB), lambda: self._write_job(files))
+
+    def withdraw(self, files: Iterable[str]) -> None:
+        """Take back what `reserve` wrote."""
+        for name in files:
+            (self.path / name).unlink(missing_ok=True)
+        if self._status_before is None:
+            self.status_file.unlink(missing_ok=True)
+        else:
+            self.status_file.write_bytes(self._status_before)
+
+    def _occupy(self, left: Sequence[str], write: Callable[[], None]) -> RunDirectory:
+        """Lock the directory, clear it of what was left there, and write to it."""
         try:
             self.logs.mkdir(parents=True, exist_ok=True)
             self._take_lock()
-            self._clear(_FRESH if resume else (*_LEFT_BY_A_RUN, *plan.files))
-            self._write_plan(plan)
+            self._clear(left)
+            write()
         except OSError as error:
             self.close()
             raise self._unusable(error) from error
@@ -197,6 +218,13 @@ class RunDirectory:
         self.write("stack.json", _json(read_stack(plan)))
         self.write_status("planned")
 
+    def _write_job(self, files: Mapping[str, str]) -> None:
+        self._status_before = self.status_file.read_bytes() if self.status_file.is_file() else None
+        for name, text in files.items():
+            self.write(name, text)
+        before = self.status()
+        self.write_status("planned", step=before.step if before else 0)
+
     def _unusable(self, error: Exception) -> RequestError:
         reason = getattr(error, "strerror", None) or str(error)
         culprit = getattr(error, "filename", None)
@@ -258,11 +286,11 @@ class RunDirectory:
             return stack.get("smoke") is True
         return False
 
-    def _matching(self, patterns: tuple[str, ...]) -> Iterator[Path]:
+    def _matching(self, patterns: Sequence[str]) -> Iterator[Path]:
         for pattern in patterns:
             yield from self.path.glob(pattern)
 
-    def _clear(self, patterns: tuple[str, ...]) -> None:
+    def _clear(self, patterns: Sequence[str]) -> None:
         for path in list(self._matching(patterns)):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
