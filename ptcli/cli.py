@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -73,6 +73,10 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Throw away what an earlier run left in the output directory.")
     ] = False,
+    launcher: Annotated[
+        Literal["local", "slurm"],
+        typer.Option(help="Run here, or submit a job to Slurm (launch.slurm) and return."),
+    ] = "local",
     as_json: Json = False,
 ) -> None:
     """Train a model; for online methods, also start and supervise the vLLM server.
@@ -84,12 +88,16 @@ def train(
       ptcli train recipes/sft.yaml --smoke
 
       ptcli train recipes/dpo.yaml training.beta=0.05 output_dir=runs/dpo-05
+
+      ptcli train recipes/sft.yaml launch.gpus=8 launch.nodes=2 --launcher slurm --dry-run
     """
     if assume_gpus is not None and not dry_run:
         raise RequestError("--assume-gpus plans for a machine that is not this one; it needs --dry-run")
-    accepted = accept(Request(recipe, tuple(overrides or ()), smoke, assume_gpus))
+    accepted = accept(Request(recipe, tuple(overrides or ()), smoke, assume_gpus, launcher=launcher))
     if dry_run:
-        _print_plan(accepted.plan, as_json)
+        _print_plan(accepted, as_json)
+    elif accepted.job:
+        _submit(accepted, overwrite=overwrite, as_json=as_json)
     else:
         _run(accepted, overwrite=overwrite, as_json=as_json)
 
@@ -367,34 +375,35 @@ def _merge(plan: MergePlan, out: Path, as_json: bool, *, force: bool, verify: bo
         _print_json(merged.as_dict()) if as_json else typer.echo("\n".join(merged_lines(merged, plan)))
 
 
-def _print_plan(plan: Plan, as_json: bool) -> None:
-    from ptcli.plan.render import render_json, render_text
+def _print_plan(accepted: Accepted, as_json: bool) -> None:
+    from ptcli.plan.render import render_job, render_json, render_text
 
     if as_json:
-        _print_json(render_json(plan))
+        _print_json(render_json(accepted.plan, accepted.job))
     else:
-        typer.echo(render_text(plan))
+        typer.echo(render_job(accepted.plan, accepted.job) if accepted.job else render_text(accepted.plan))
+
+
+def _submit(accepted: Accepted, *, overwrite: bool, as_json: bool) -> None:
+    """Submit the job of a plan, and say how to follow it."""
+    from ptcli.run.panel import choose_view
+    from ptcli.run.slurm import submit, submitted_lines
+
+    _print_notes(accepted.plan)
+    submitted = submit(accepted, overwrite=overwrite, view=choose_view(quiet=as_json))
+    with _unread_output_forgiven():
+        _print_json(submitted.as_dict()) if as_json else typer.echo("\n".join(submitted_lines(submitted)))
 
 
 def _run(accepted: Accepted, *, overwrite: bool, as_json: bool) -> None:
     """Run a plan to its end and leave with its exit code."""
-    from ptcli.run.datacheck import check_data, tokenize_data
     from ptcli.run.panel import choose_view
-    from ptcli.run.preflight import preflight
     from ptcli.run.report import finished_lines
-    from ptcli.run.rundir import RunDirectory
-    from ptcli.run.supervise import supervise
+    from ptcli.run.start import start
 
-    plan, view, rundir = accepted.plan, choose_view(quiet=as_json), RunDirectory(accepted.plan.output_dir)
-    if plan.nodes > 1:
-        raise RequestError("launch.nodes: runs on more than one node can be planned (--dry-run) but not started yet")
+    plan = accepted.plan
     _print_notes(plan)
-    rundir.check(overwrite=overwrite, smoke=plan.smoke)
-    check_data(plan, accepted.sources, view=view)
-    preflight(plan, accepted.sources, view=view)
-    tokenize_data(plan, view=view)
-    with rundir.prepare(plan, overwrite=overwrite):
-        status = supervise(plan, rundir, view=view)
+    status = start(accepted, overwrite=overwrite, view=choose_view(quiet=as_json))
     with _unread_output_forgiven():
         if as_json:
             _print_json(status.as_dict())

@@ -32,6 +32,14 @@ class Request:
     """Plan only the rollout server (`ptcli serve-rollouts`)."""
     launcher: Literal["local", "slurm"] = "local"
     """Where it runs: here, or as a job."""
+    resume: bool = False
+    """Go on from the latest whole checkpoint in the output directory."""
+    resume_from: str | None = None
+    """Go on from this checkpoint."""
+
+    @property
+    def resumes(self) -> bool:
+        return self.resume or self.resume_from is not None
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,8 @@ class Accepted:
     """Where each key of the recipe was written, for what is found out later."""
     job: Job | None = None
     """The job that runs the plan, with `launcher: slurm`."""
+    resumes: bool = False
+    """What an earlier run left in the output directory is gone on with."""
 
 
 def plan_request(request: Request) -> Plan:
@@ -62,6 +72,8 @@ def accept(request: Request) -> Accepted:
     from ptcli.run.inputs import check_inputs
 
     _check_working_directory()
+    if request.smoke and request.launcher != "local":
+        raise RequestError("--smoke runs on this machine's CPU; leave it out, or --launcher slurm")
     loaded = load_recipe(request.recipe, request.overrides)
     if loaded.recipe is None:
         raise RequestError(loaded.problems)
@@ -77,13 +89,19 @@ def accept(request: Request) -> Accepted:
         cleared = () if request.server_only else check_inputs(recipe, output_dir)
         place = place_problems(output_dir) if request.launcher == "slurm" else ()
         problems += [loaded.sources.locate(problem) for problem in (*planned.problems, *cleared, *place)]
+    if plan and request.resumes:
+        from ptcli.run.resume import resume
+
+        resumed = resume(plan, request.resume_from)
+        plan, problems = resumed.plan, [*problems, *resumed.problems]
     if problems or plan is None:
         raise RequestError(_once(problems))
     if request.smoke:
         longest = max((reward.timeout or 0.0 for reward in recipe.rewards), default=0.0)
         limit = recipe.guards.no_progress_seconds or max(SMOKE_NO_PROGRESS_SECONDS, 2 * longest)
         plan = replace(plan, smoke=True, no_progress_seconds=limit, notes=(*replacements, *plan.notes))
-    return Accepted(plan, loaded.sources, _job(request, plan, recipe))
+    job = _job(request, plan, recipe)
+    return Accepted(replace(plan, notes=(*plan.notes, *(job.notes if job else ()))), loaded.sources, job)
 
 
 def _job(request: Request, plan: Plan, recipe: Recipe) -> Job | None:

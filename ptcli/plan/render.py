@@ -12,14 +12,16 @@ from ptcli.plan.memory import describe_split
 from ptcli.plan.model import Plan, Server, Step
 from ptcli.plan.reference import describe_reference
 from ptcli.plan.script import PASTED_END, clean_environment, pasted_server, shell_command
+from ptcli.plan.slurm import Job, describe_job
 
 
-def render_json(plan: Plan) -> dict[str, Any]:
-    """The shape that CONTRACT.md promises, and `server`, `notes` and `output_dir` besides."""
+def render_json(plan: Plan, job: Job | None = None) -> dict[str, Any]:
+    """The shape that CONTRACT.md promises, and `server`, `notes` and `output_dir` besides. With a job, its files are
+    among the others."""
     return {
         "method": plan.method,
         "steps": [_step(step) for step in plan.steps],
-        "files": dict(plan.files),
+        "files": {**plan.files, **(job.files if job else {})},
         "batch": dict(plan.batch),
         "memory": dict(plan.memory),
         "server": _server(plan.server) if plan.server else None,
@@ -43,6 +45,12 @@ def render_text(plan: Plan) -> str:
     if plan.after:
         blocks.append(f"# merge, when training has succeeded\n{shell_command(plan.after)}")
     return "\n\n".join(blocks) + "\n"
+
+
+def render_job(plan: Plan, job: Job) -> str:
+    """The script of a job, and then, as comments, what it runs."""
+    summary = [f"job       {describe_job(job)}", *_summary(plan), *(f"note: {note}" for note in plan.notes)]
+    return f"{job.script}\n" + "\n".join(f"# {line}" for line in summary) + "\n"
 
 
 def _files(plan: Plan) -> str:

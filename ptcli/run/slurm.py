@@ -9,16 +9,20 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptcli.errors import Problem, RequestError, WorkError
 from ptcli.plan.partitions import FORMAT, cluster_problems, read_partitions
 from ptcli.plan.slurm import RECIPE_FILE, SCRIPT_FILE, Job, describe_job, log_file
+from ptcli.run.datacheck import check_data
+from ptcli.run.rundir import RunDirectory
 
 if TYPE_CHECKING:
     from ptcli.recipe.loading import SourceMap
-    from ptcli.run.rundir import RunDirectory
+    from ptcli.request import Accepted
+    from ptcli.run.panel import View
 
 ANSWER_SECONDS = 60.0
 """How long a program of Slurm's may take."""
@@ -68,14 +72,13 @@ def submitted_lines(submitted: Submitted) -> list[str]:
     ]
 
 
-def check_cluster(job: Job, sources: SourceMap, answers: Answers | None = None) -> None:
+def check_cluster(job: Job, sources: SourceMap, answers: Answers) -> None:
     """Look for what keeps a job from ever starting.
 
     Raises:
         RequestError: there is no Slurm here, or the cluster cannot give what the job asks for.
     """
-    answers = answers or run_program
-    if answers is run_program and shutil.which("sbatch") is None:
+    if shutil.which("sbatch") is None:
         fix = "submit from a login node of the cluster, or see the script with --dry-run"
         raise RequestError(Problem("sbatch is not on this machine, so nothing can be submitted from here", fix))
     problems = cluster_problems(read_partitions(_ask(answers, "sinfo", "--noheader", f"--format={FORMAT}")), job)
@@ -86,31 +89,39 @@ def check_cluster(job: Job, sources: SourceMap, answers: Answers | None = None) 
         raise RequestError([sources.locate(problem) for problem in problems])
 
 
-def check_no_job(output_dir: Path, answers: Answers | None = None) -> None:
+def check_no_job(output_dir: Path, answers: Answers) -> None:
     """Raise RequestError while an earlier job of this run directory waits or runs."""
     number = _earlier_job(output_dir)
     if number is None:
         return
-    state = _ask(answers or run_program, "squeue", "--noheader", f"--job={number}", "--format=%T").strip()
+    state = _ask(answers, "squeue", "--noheader", f"--job={number}", "--format=%T").strip()
     if state in _ALIVE:
         message = f"job {number} of {output_dir} is {state.lower()}"
         raise RequestError(Problem(message, f"wait for it, or end it: scancel {number}", ("output_dir",)))
 
 
 def submit(
-    job: Job, rundir: RunDirectory, *, overwrite: bool, resume: bool, answers: Answers | None = None
+    accepted: Accepted, *, overwrite: bool = False, resume: bool = False, view: View, answers: Answers | None = None
 ) -> Submitted:
-    """Write the job's files into the run directory and submit it.
+    """Check what can be checked before a job waits for hours, and submit it.
 
     Raises:
-        RequestError: the run directory holds another run, is in use, or cannot be written.
-        WorkError: sbatch refused; the directory is then as it was.
+        RequestError: no Slurm here, a job that cannot start there, or a run directory that is not free.
+        WorkError: the data have errors, or sbatch refused; the directory is then as it was.
     """
-    with rundir.reserve(job.files, overwrite=overwrite, resume=resume) as reserved:
+    job, rundir = accepted.job, RunDirectory(accepted.plan.output_dir)
+    assert job is not None, "only a request with `launcher: slurm` is submitted"
+    answers = answers or partial(run_program, environ=submission_environment(os.environ, job))
+    check_cluster(job, accepted.sources, answers)
+    check_no_job(job.output_dir, answers)
+    rundir.check(overwrite=overwrite, resume=resume)
+    check_data(accepted.plan, accepted.sources, view=view)
+    view.close()
+    with rundir.reserve(job.files, overwrite=overwrite, resume=resume):
         try:
-            number = _sbatch(job, answers or (lambda argv: run_program(argv, submission_environment(os.environ, job))))
+            number = _sbatch(job, answers)
         except WorkError:
-            reserved.withdraw(job.files)
+            rundir.withdraw(job.files)
             raise
         rundir.write(JOB_FILE, json.dumps({"job": number}) + "\n")
     return Submitted(number, job.output_dir, describe_job(job))
