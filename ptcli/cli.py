@@ -70,6 +70,12 @@ def train(
         bool,
         typer.Option("--smoke", help="The same recipe, shrunk to run here in a minute or two: no GPU, no hub."),
     ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the latest whole checkpoint in the output directory.")
+    ] = False,
+    resume_from: Annotated[
+        str | None, typer.Option("--resume-from", metavar="PATH", help="Go on from that checkpoint.")
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Throw away what an earlier run left in the output directory.")
     ] = False,
@@ -93,7 +99,14 @@ def train(
     """
     if assume_gpus is not None and not dry_run:
         raise RequestError("--assume-gpus plans for a machine that is not this one; it needs --dry-run")
-    accepted = accept(Request(recipe, tuple(overrides or ()), smoke, assume_gpus, launcher=launcher))
+    if overwrite and (resume or resume_from):
+        raise RequestError("--overwrite throws away what --resume goes on from; give one of them")
+    accepted = accept(
+        Request(
+            recipe, tuple(overrides or ()), smoke, assume_gpus,
+            launcher=launcher, resume=resume, resume_from=resume_from,
+        )
+    )  # fmt: skip
     if dry_run:
         _print_plan(accepted, as_json)
     elif accepted.job:
