@@ -111,7 +111,7 @@ def _job(request: Request, plan: Plan, recipe: Recipe) -> Job | None:
     from ptcli.plan.slurm import plan_job
     from ptcli.run.processes import find_program
 
-    return plan_job(plan, recipe, find_program("ptcli"))
+    return plan_job(plan, recipe, find_program("ptcli"), resume_from=request.resume_from)
 
 
 def _check_working_directory() -> None:

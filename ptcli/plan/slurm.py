@@ -314,7 +314,8 @@ def _script(plan: Plan, spec: SlurmSpec, program: str, gpus: int, cpus: int, res
     several = plan.nodes > 1
     folder = plan.output_dir
     title = f"{METHODS[plan.method].title} of {plan.recipe.model.path}".replace("\n", " ")
-    resume = _RESUME_FROM.format(path=shlex.quote(resume_from)) if resume_from else "resume=(--resume)\n"
+    checkpoint = shlex.quote(str(Path(resume_from).expanduser().absolute())) if resume_from else ""
+    resume = _RESUME_FROM.format(path=checkpoint) if resume_from else "resume=(--resume)\n"
     rank = ' --node-rank "$SLURM_NODEID" --master "$MASTER_ADDR:$MASTER_PORT"' if several else ""
     body = _BODY.format(
         run=shlex.quote(str(folder)),

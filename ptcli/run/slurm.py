@@ -100,16 +100,14 @@ def check_no_job(output_dir: Path, answers: Answers) -> None:
         raise RequestError(Problem(message, f"wait for it, or end it: scancel {number}", ("output_dir",)))
 
 
-def submit(
-    accepted: Accepted, *, overwrite: bool = False, resume: bool = False, view: View, answers: Answers | None = None
-) -> Submitted:
+def submit(accepted: Accepted, *, overwrite: bool = False, view: View, answers: Answers | None = None) -> Submitted:
     """Check what can be checked before a job waits for hours, and submit it.
 
     Raises:
         RequestError: no Slurm here, a job that cannot start there, or a run directory that is not free.
-        WorkError: the data have errors, or sbatch refused; the directory is then as it was.
+        WorkError: the data have errors, or sbatch refused; the run directory is then free again.
     """
-    job, rundir = accepted.job, RunDirectory(accepted.plan.output_dir)
+    job, rundir, resume = accepted.job, RunDirectory(accepted.plan.output_dir), accepted.resumes
     assert job is not None, "only a request with `launcher: slurm` is submitted"
     answers = answers or partial(run_program, environ=submission_environment(os.environ, job))
     check_cluster(job, accepted.sources, answers)
