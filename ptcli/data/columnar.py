@@ -1,11 +1,11 @@
 """Plainly good rows of large files of JSON Lines, told a column at a time.
 
-Made because `ptcli.data.fast` spends more on the Python objects of a row than on reading it: here Arrow parses a whole
-block with the types that its first row has, and NumPy looks at the offsets and bytes of its columns, so that only the
-digest is made row by row. What is not told this way (`sure` is False) goes to `ptcli.data.fast`, and a block that does
-not parse with these types goes there whole: whatever is not understood here is slow, not wrong.
+Made because `ptcli.data.fast` spends more on the Python objects of a row than on reading it: here `ptcli.data.scan`
+finds the columns of a whole block, and NumPy looks at their offsets and bytes, so that only the digest is made row by
+row. What is not told this way (`sure` is False) goes to `ptcli.data.fast`, and a block most of whose rows are not goes
+there whole: whatever is not understood here is slow, not wrong.
 
-Imports pyarrow and numpy, which takes longer than reading a small file: only to be imported where there is a large one.
+Imports numpy and pyarrow, which takes longer than reading a small file: only to be imported where there is a large one.
 """
 
 from __future__ import annotations
@@ -16,91 +16,30 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
-from typing import Any, overload
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.json
 import xxhash
 from numpy.typing import NDArray
 
-from ptcli.data import fast
+from ptcli.data import fast, scan
 from ptcli.data.fast import GoodRows, Schema, Schemas
 from ptcli.data.model import Kind, Row
 from ptcli.data.rules.checker import Checker, kind_of
 from ptcli.data.rules.digests import PRIME, seed_of
 from ptcli.data.rules.pairs import FEW, MOST, score_columns
+from ptcli.data.scan import ASSISTANT, SYSTEM, USER, Columns, Lines, Messages, Numbers, Pieces
 
 Mask = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 Digests = NDArray[np.uint64]
 
-_LONGEST = 8 << 20
-"""Bytes of a block, which has a long line then, beyond which it is not parsed: that takes several times its size."""
 _LEAST_SURE = 0.5
 """Share of a block's rows below which they are better looked at together than one by one."""
 _MOST_MISSES = 5
 _WINDOW = 64
 """Bytes of two texts that are compared at once."""
-_MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
-_TYPES: Mapping[Kind, Any] = {
-    "str": pa.string(), "chat": pa.list_(_MESSAGE), "bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(),
-}  # fmt: skip
-
-
-# --- lines -----------------------------------------------------------------------------------------------------------
-
-
-class Lines(Sequence[bytes]):
-    """The lines of a block, each of which begins and ends as one object does: cut off when they are asked for."""
-
-    def __init__(self, data: bytes, ends: Ints):
-        self.data, self.ends = data, ends
-        self.starts = np.concatenate(([0], ends[:-1] + 1))
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    @overload
-    def __getitem__(self, at: int) -> bytes: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[bytes]: ...
-    def __getitem__(self, at: int | slice) -> bytes | list[bytes]:
-        if isinstance(at, slice):
-            return [self[each] for each in range(*at.indices(len(self)))]
-        return self.data[self.starts[at] : self.ends[at]]
-
-    def longest(self, most: int) -> list[int]:
-        """The numbers of the longest lines, the first ones first among those of one length."""
-        lengths = self.starts - self.ends
-        if len(lengths) <= most:
-            return np.argsort(lengths, kind="stable").tolist()
-        long = np.flatnonzero(lengths <= np.partition(lengths, most - 1)[most - 1])
-        return long[np.argsort(lengths[long], kind="stable")][:most].tolist()
-
-
-def lines_of(data: bytes) -> Lines | None:
-    """The lines of a block; None where some are blank, or no objects written in one line each."""
-    if not (data.startswith(b"{") and data.endswith((b"}", b"}\n"))) or len(data) > _LONGEST:
-        return None
-    letters = np.frombuffer(data, np.uint8)
-    ends = _places(letters == ord("\n"))
-    if not data.endswith(b"\n"):
-        ends = np.append(ends, len(data))
-    # Two objects that follow each other do not stand inside another, so that no row spans two lines.
-    regular = (letters[ends - 1] == ord("}")).all() and (letters[ends[:-1] + 1] == ord("{")).all()
-    return Lines(data, ends) if regular else None
-
-
-def _places(found: Mask) -> Ints:
-    """Where a mask is true, which is at few places: `np.flatnonzero`, but that eight are passed over at once."""
-    size = len(found) // _WORD * _WORD
-    words = np.flatnonzero(found[:size].view(np.uint64) != 0)
-    within, at = np.nonzero(found[:size].reshape(-1, _WORD)[words])
-    return np.concatenate((words[within] * _WORD + at, size + np.flatnonzero(found[size:])))
-
-
-_WORD = 8
+_KINDS: Mapping[Kind, str] = {"str": "str", "chat": "chat", "bool": "number", "int": "number", "float": "number"}
+"""How columns are written that hold something."""
 
 
 # --- blocks ----------------------------------------------------------------------------------------------------------
@@ -117,20 +56,30 @@ class Judged:
     glued: Mask | None = None
     """Rows whose prompt and answer meet without a space, where that counts."""
 
+    def spread(self, rows: Mask) -> Judged:
+        """The same for more rows, of which these are the ones that it is known of."""
+        sure, digests = np.zeros(len(rows), np.bool_), np.zeros(len(rows), np.uint64)
+        sure[rows], digests[rows] = self.sure, self.digests
+        if self.glued is None:
+            return Judged(sure, digests)
+        glued = np.zeros(len(rows), np.bool_)
+        glued[rows] = self.glued
+        return Judged(sure, digests, glued)
+
 
 class Layouts:
-    """Those of a run, by schema and by what the other columns hold."""
+    """Those of a run, by schema, what the other columns hold, and the order of all."""
 
     def __init__(self, schemas: Schemas):
         self.schemas = schemas
-        self._known: dict[tuple[Schema, tuple[Kind, ...]], Layout | None] = {}
+        self._known: dict[tuple[Schema, tuple[Kind, ...], tuple[str, ...]], Layout | None] = {}
 
-    def of(self, schema: Schema, kinds: tuple[Kind, ...]) -> Layout | None:
-        key = (schema, kinds)
+    def of(self, schema: Schema, kinds: tuple[Kind, ...], order: tuple[str, ...]) -> Layout | None:
+        key = (schema, kinds, order)
         if key not in self._known:
             judge = _judge_of(schema, self.schemas.facts.rewarded)
-            taken = judge is not None and _TYPES.keys() >= set(kinds) - {"chat"} and "chat" not in kinds
-            self._known[key] = Layout(schema, kinds, judge) if judge is not None and taken else None
+            taken = judge is not None and _KINDS.keys() >= set(kinds) - {"chat"} and "chat" not in kinds
+            self._known[key] = Layout(schema, kinds, order, judge) if judge is not None and taken else None
         return self._known[key]
 
 
@@ -140,7 +89,7 @@ def look(lines: Lines, checker: Checker, layouts: Layouts, slow: Callable[[int],
     schema = layouts.schemas.of(first) if first is not None else None
     if first is not None and schema is not None:
         kinds = tuple(kind_of(first[name]) for name in schema.names)
-        layout = layouts.of(schema, kinds)
+        layout = layouts.of(schema, kinds, tuple(first))
         judged = layout.judge(lines) if layout is not None else None
         if judged is not None:
             rows = GoodRows(checker.profile, fast.ALL_SEARCHES)
@@ -175,12 +124,13 @@ def _take(
 
 
 class Layout:
-    """How blocks are parsed and judged whose first row has certain columns."""
+    """How blocks are read and judged whose first row has certain columns."""
 
-    def __init__(self, schema: Schema, kinds: tuple[Kind, ...], judge: _Judge):
+    def __init__(self, schema: Schema, kinds: tuple[Kind, ...], order: tuple[str, ...], judge: _Judge):
         self._schema, self._judge = schema, judge
-        self._types = {name: _TYPES[kind] for name, kind in (*schema.kinds, *zip(schema.names, kinds, strict=True))}
         self._kinds = dict(zip(schema.names, kinds, strict=True))
+        written = {name: _KINDS[kind] for name, kind in (dict(schema.kinds) | self._kinds).items()}
+        self._columns = [(name, written[name]) for name in order]
         self._misses = self._skipped = 0
 
     def judge(self, lines: Lines) -> Judged | None:
@@ -195,68 +145,34 @@ class Layout:
         return None if few else judged
 
     def _judge_all(self, lines: Lines) -> Judged | None:
-        table = self._parse(lines.data)
-        if table is None or table.num_rows != len(lines) or any(each.num_chunks != 1 for each in table.columns):
+        columns = scan.read(lines, self._columns, self._schema.plan.read)
+        if columns is None or columns.regular.mean() < _LEAST_SURE:
             return None
-        columns = {name: table[name].chunk(0) for name in table.column_names}
-        sure = np.ones(len(lines), np.bool_)
-        for name, column in columns.items():
-            if column.null_count:
-                sure &= column.is_valid().to_numpy(zero_copy_only=False)
-            if self._kinds.get(name) in ("int", "float"):
-                sure &= self._are_of_kind(name, column, lines)
+        judged = self._judge(Table(columns))
+        sure = judged.sure
+        for name, numbers in columns.numbers.items():
+            sure &= _are_of_kind(self._kinds[name], numbers)
         for one, other in score_columns(self._schema.plan.columns):
-            sure &= _not_less(columns[one], columns[other])
-        judged = self._judge(columns)
-        return Judged(judged.sure & sure, judged.digests, judged.glued) if judged is not None else None
-
-    def _parse(self, data: bytes) -> Any:
-        """The table of a block; None where it is not of these columns and types."""
-        columns = pa.schema(list(self._types.items()))
-        how = pyarrow.json.ParseOptions(explicit_schema=columns, unexpected_field_behavior="error")
-        whole = pyarrow.json.ReadOptions(use_threads=False, block_size=len(data) + 1)
-        try:
-            table = pyarrow.json.read_json(pa.BufferReader(data), read_options=whole, parse_options=how)
-            if not data.isascii():
-                table.validate(full=True)  # Arrow reads broken UTF-8, too
-            return table
-        except (pa.ArrowException, OSError, ValueError):
-            self._types |= {name: _TYPES["float"] for name, kind in self._kinds.items() if kind == "int"}
-            return None
-
-    def _are_of_kind(self, name: str, column: Any, lines: Lines) -> Mask:
-        """Which numbers are written as the first row has them: with or without a fraction or an exponent."""
-        if column.type == _TYPES["int"]:
-            return np.ones(len(lines), np.bool_)
-        values = _floats(column)
-        with np.errstate(invalid="ignore"):
-            fractions = np.isfinite(values) & (values != np.floor(values))
-        if self._kinds[name] == "float" and fractions.all():
-            return fractions
-        written = lines.data.split(b'"' + name.encode() + b'":')[1:]
-        if len(written) != len(lines):  # written otherwise, or in a text, too
-            return fractions if self._kinds[name] == "float" else np.zeros(len(lines), np.bool_)
-        whole = np.fromiter((_INTEGER.match(number) is not None for number in written), np.bool_, len(lines))
-        if self._kinds[name] == "int":
-            return whole & (np.abs(values) < 2**62)  # there are no larger ones in all ways of reading
-        return ~whole & np.isfinite(values)
+            sure &= _not_less(columns.numbers.get(one), columns.numbers.get(other), sure)
+        return judged if columns.regular.all() else judged.spread(columns.regular)
 
 
-_INTEGER = re.compile(rb"\s*-?[0-9]+\s*[,}]")
+def _are_of_kind(kind: Kind, numbers: Numbers) -> Mask:
+    """Which numbers are written as the first row has them: with or without a fraction or an exponent."""
+    if kind == "bool":
+        return numbers.truth
+    if kind == "int":
+        return numbers.whole & (np.abs(numbers.values) < 2**62)  # there are no larger ones in all ways of reading
+    return ~numbers.whole & np.isfinite(numbers.values)
 
 
-def _floats(column: Any) -> NDArray[np.float64]:
-    """Numbers; NaN where there is none."""
-    return np.asarray(column.to_numpy(zero_copy_only=False), np.float64)
-
-
-def _not_less(better: Any, worse: Any) -> Mask:
+def _not_less(better: Numbers | None, worse: Numbers | None, rows: Mask) -> Mask:
     """Rows whose first number is surely not the lower one."""
-    types = {better.type, worse.type}
-    if not types <= {_TYPES["int"], _TYPES["float"]}:
-        return np.zeros(len(better), np.bool_)
-    one, other = _floats(better), _floats(worse)
-    return one >= other if types == {_TYPES["float"]} else one > other  # large integers are rounded
+    if better is None or worse is None:
+        return np.zeros_like(rows)
+    with np.errstate(invalid="ignore"):
+        equal = (better.values == worse.values) & (np.abs(better.values) < 2**53)  # large integers are rounded
+        return (better.values > worse.values) | equal
 
 
 # --- columns ---------------------------------------------------------------------------------------------------------
@@ -273,18 +189,22 @@ _LEAD = 3
 
 
 class Texts:
-    """A column of texts, or the contents of all messages of one."""
+    """Texts that stand in one buffer, in order: all of a block, or those of a column."""
 
-    def __init__(self, column: Any):
-        _, offsets, data = column.buffers()
-        self.data = memoryview(data) if data is not None else memoryview(b"")
-        self.bytes: NDArray[np.uint8] = np.frombuffer(self.data, np.uint8)
-        self.offsets: Ints = np.frombuffer(offsets, np.int32)[: len(column) + 1].astype(np.int64)
-        self.starts, self.ends = self.offsets[:-1], self.offsets[1:]
+    def __init__(self, pieces: Pieces, of: tuple[Texts, Ints] | None = None):
+        self._of = of
+        """More texts in the same buffer, and which of them these are."""
+        self.pieces, self.data = pieces, pieces.data
+        self.bytes: NDArray[np.uint8] = np.frombuffer(pieces.data, np.uint8)
+        self.starts, self.ends = pieces.starts, pieces.ends
         self.lengths = self.ends - self.starts
 
+    def some(self, numbers: Ints) -> Texts:
+        """Those of these numbers."""
+        return Texts(Pieces(self.data, self.starts[numbers], self.ends[numbers], self.pieces.plain), (self, numbers))
+
     def text(self, number: int) -> str:
-        return str(self.data[self.starts[number] : self.ends[number]], "utf-8", "replace")
+        return self.data[self.starts[number] : self.ends[number]].decode()
 
     def at(self, places: Ints) -> NDArray[np.uint8]:
         """The bytes at these places; any byte for a place outside."""
@@ -310,6 +230,8 @@ class Texts:
     @cached_property
     def good(self) -> Mask:
         """Texts with something to say, which is no JSON, and neither template tokens nor broken characters."""
+        if self._of is not None:
+            return self._of[0].good[self._of[1]]
         good = self.lead >= 0
         for number in np.flatnonzero(~good):
             good[number] = fast.good_answer(self.text(number))
@@ -319,14 +241,14 @@ class Texts:
 
     def _suspicious(self) -> Iterator[Ints]:
         """Places in texts that `text.plain` may object to."""
-        codes, data = self.bytes, bytes(self.data)
-        if len(codes) and (codes.min() < 9 or (codes - np.uint8(11)).min() < 32 - 11):  # more than tabs and line ends
+        codes, data, plain = self.bytes, self.data, self.pieces.plain
+        if not plain:
             yield np.flatnonzero((codes < 32) & (codes != ord("\t")) & (codes != ord("\n")) & (codes != ord("\r")))
         inside, square = _TEMPLATE_TOKENS
         patterns = [inside] if b"<" in data else []
         if b"]" in data and ((codes[:-1] == ord("T")) & (codes[1:] == ord("]"))).any():
             patterns.append(square)
-        if not data.isascii():
+        if not plain and not data.isascii():
             patterns += _BROKEN
         for pattern in patterns:
             # What is found may begin in one text and end in the next, where it hides what begins there.
@@ -340,72 +262,51 @@ class Texts:
 _digest = xxhash.xxh3_64_digest
 
 
-def _digests(data: memoryview, starts: Ints, ends: Ints, seeds: Iterable[int] = repeat(0)) -> Digests:
+def _digests(data: bytes, starts: Ints, ends: Ints, seeds: Iterable[int] = repeat(0)) -> Digests:
     """Of pieces of some data: the only thing that is made piece by piece, so it is made quickly."""
     places = zip(starts.tolist(), ends.tolist(), seeds, strict=False)
     hashes = [_digest(data[start:end], seed) for start, end, seed in places]
     return np.frombuffer(b"".join(hashes), ">u8").astype(np.uint64)
 
 
-_SYSTEM, _USER, _ASSISTANT, _OTHER = range(4)
-_ROLES = {"system": _SYSTEM, "user": _USER, "assistant": _ASSISTANT}
-
-
 class Chats:
-    """A column of chats."""
+    """A column of chats, none of which is empty."""
 
-    def __init__(self, column: Any):
-        messages = column.values
-        self.offsets: Ints = np.frombuffer(column.buffers()[1], np.int32)[: len(column) + 1].astype(np.int64)
-        self.first, self.beyond = self.offsets[:-1], self.offsets[1:]
-        self.counts = self.beyond - self.first
-        self.contents = Texts(messages.field("content"))
-        self.roles = _codes(Texts(messages.field("role")))
-        if len(messages) != self.offsets[-1]:
-            raise ValueError
-        self._whole = ~np.zeros(len(messages), np.bool_)
-        for each in (messages, messages.field("role"), messages.field("content")):
-            if each.null_count:
-                self._whole &= each.is_valid().to_numpy(zero_copy_only=False)
-
-    @cached_property
-    def last(self) -> Ints:
-        """The number of each chat's last message; any number for one that is empty."""
-        return np.clip(self.beyond - 1, 0, max(len(self.roles) - 1, 0))
+    def __init__(self, messages: Messages, texts: Texts):
+        self.counts, self.roles = messages.counts, messages.roles
+        self.contents = texts.some(messages.contents)
+        self.beyond = np.cumsum(self.counts)
+        self.first = self.beyond - self.counts
+        self.last = self.beyond - 1
 
     def every(self, messages: Mask) -> Mask:
         """Chats all of whose messages are among these."""
         bad = np.flatnonzero(~messages)
-        every = self.counts > 0
+        every = np.ones(len(self.counts), np.bool_)
         every[np.searchsorted(self.beyond, bad, side="right")] = False
         return every
 
     @cached_property
     def has_system(self) -> Mask:
         """Chats that begin with a system message."""
-        begins = np.clip(self.first, 0, max(len(self.roles) - 1, 0))
-        return (self.roles[begins] == _SYSTEM) & (self.counts > 0)
+        return self.roles[self.first] == SYSTEM
 
     def good(self, last: int) -> Mask:
         """An optional system message, then user and assistant in turn, to this last one."""
-        if not len(self.roles):
-            return np.zeros(len(self.counts), np.bool_)
         turn = np.arange(len(self.roles)) - np.repeat(self.first + self.has_system, self.counts)
-        ordered = np.where(turn >= 0, self.roles == _USER + (turn & 1), self.roles == _SYSTEM)
-        return self.every(ordered & self._whole & self.contents.good) & (self.roles[self.last] == last)
+        ordered = np.where(turn >= 0, self.roles == USER + (turn & 1), self.roles == SYSTEM)
+        return self.every(ordered & self.contents.good) & (self.roles[self.last] == last)
 
     def good_answers(self) -> Mask:
         """One message of the assistant."""
-        if not len(self.roles):
-            return np.zeros(len(self.counts), np.bool_)
-        good = self._whole & self.contents.good & (self.roles == _ASSISTANT)
+        good = self.contents.good & (self.roles == ASSISTANT)
         return (self.counts == 1) & self.every(good)
 
     def digests(self, *, answers: bool = False) -> Digests:
         """As `digests.of_chat` has them of chats that are good, or of good answers."""
-        offsets = self.contents.offsets
+        contents = self.contents
         seeds = repeat(seed_of(("assistant",))) if answers else self._seeds()
-        return _digests(self.contents.data, offsets[self.first], offsets[self.beyond], seeds)
+        return _digests(contents.data, contents.starts[self.first], contents.ends[self.last], seeds)
 
     def _seeds(self) -> list[int]:
         patterns = 2 * self.counts + self.has_system
@@ -420,32 +321,18 @@ def _turns(pattern: int) -> tuple[str, ...]:
     return ("system",) * system + turns[: pattern // 2 - system]
 
 
-def _codes(roles: Texts) -> Ints:
-    """The roles of messages as numbers. Arrow's own functions would do, but take long to import."""
-    codes = np.full(len(roles.starts), _OTHER)
-    if len(roles.bytes) < _FOUR:
-        return codes
-    fours: NDArray[np.uint32] = np.ndarray((len(roles.bytes) - _FOUR + 1,), "<u4", roles.data, strides=(1,))
-    begin, end = (fours[np.clip(at, 0, len(fours) - 1)] for at in (roles.starts, roles.ends - _FOUR))
-    fifth = roles.at(roles.starts + _FOUR)
-    for role, code in _ROLES.items():
-        name = role.encode()
-        same = (roles.lengths == len(name)) & (begin == _number(name[:_FOUR])) & (end == _number(name[-_FOUR:]))
-        # No name has more than nine letters: what is not in the first or the last four is the fifth.
-        codes[same & (fifth == name[_FOUR]) if len(name) > 2 * _FOUR else same] = code
-    return codes
+class Table:
+    """The columns that are judged."""
 
-
-_FOUR = 4
-
-
-def _number(letters: bytes) -> int:
-    return int.from_bytes(letters, "little")
+    def __init__(self, columns: Columns):
+        texts = Texts(columns.pieces)
+        self.texts = {name: texts.some(numbers) for name, numbers in columns.texts.items()}
+        self.chats = {name: Chats(messages, texts) for name, messages in columns.chats.items()}
 
 
 # --- judges ----------------------------------------------------------------------------------------------------------
 
-_Judge = Callable[[Mapping[str, Any]], Judged | None]
+_Judge = Callable[[Table], Judged]
 
 
 def _judge_of(schema: Schema, rewarded: bool) -> _Judge | None:
@@ -457,7 +344,7 @@ def _judge_of(schema: Schema, rewarded: bool) -> _Judge | None:
         return None
     chats = kinds == {"chat"}
     if form in ("messages", "prompt", "text"):
-        last = _ASSISTANT if form == "messages" else _USER
+        last = ASSISTANT if form == "messages" else USER
         return _chat(plan.values[0], last) if chats else _text(plan.values[0])
     if form not in ("pairs", "prompt-completion"):
         return None
@@ -478,16 +365,16 @@ def _combined(digests: Sequence[Digests]) -> Digests:
 
 
 def _text(name: str) -> _Judge:
-    def judge(columns: Mapping[str, Any]) -> Judged:
-        texts = Texts(columns[name])
+    def judge(table: Table) -> Judged:
+        texts = table.texts[name]
         return Judged(texts.good, texts.digests())
 
     return judge
 
 
 def _chat(name: str, last: int) -> _Judge:
-    def judge(columns: Mapping[str, Any]) -> Judged:
-        chats = Chats(columns[name])
+    def judge(table: Table) -> Judged:
+        chats = table.chats[name]
         return Judged(chats.good(last), chats.digests())
 
     return judge
@@ -496,9 +383,9 @@ def _chat(name: str, last: int) -> _Judge:
 def _prompted_chats(read: Sequence[str], answers: Sequence[str]) -> _Judge:
     """A prompt and answers of one message each."""
 
-    def judge(columns: Mapping[str, Any]) -> Judged:
-        chats = {name: Chats(columns[name]) for name in read}
-        sure = chats["prompt"].good(_USER)
+    def judge(table: Table) -> Judged:
+        chats = table.chats
+        sure = chats["prompt"].good(USER)
         for name in answers:
             sure &= chats[name].good_answers()
         digests = {name: chats[name].digests(answers=name in answers) for name in read}
@@ -510,10 +397,10 @@ def _prompted_chats(read: Sequence[str], answers: Sequence[str]) -> _Judge:
     return judge
 
 
-def _chat_pair(columns: Mapping[str, Any]) -> Judged:
+def _chat_pair(table: Table) -> Judged:
     """Two conversations that differ in the last turn."""
-    one, other = Chats(columns["chosen"]), Chats(columns["rejected"])
-    sure = one.good(_ASSISTANT) & other.good(_ASSISTANT)
+    one, other = table.chats["chosen"], table.chats["rejected"]
+    sure = one.good(ASSISTANT) & other.good(ASSISTANT)
     sure &= (one.counts == other.counts) & (one.has_system == other.has_system)
     sure &= _same_before_last(sure, one, other)
     sure &= _differ(sure, one.contents, one.last, other.contents, other.last)
@@ -523,7 +410,7 @@ def _chat_pair(columns: Mapping[str, Any]) -> Judged:
 def _same_before_last(rows: Mask, one: Chats, other: Chats) -> Mask:
     """Which of these rows have the same contents before the last message of as many."""
     same = rows.copy()
-    if np.array_equal(one.offsets, other.offsets):
+    if np.array_equal(one.counts, other.counts):
         equal = one.contents.lengths == other.contents.lengths
         equal[one.last] = True
         same &= one.every(equal)
@@ -533,11 +420,11 @@ def _same_before_last(rows: Mask, one: Chats, other: Chats) -> Mask:
             mine, others = (chats.contents.lengths[each] for chats, each in zip((one, other), ranges, strict=True))
             same[row] = np.array_equal(mine, others)
     shared = [
-        (chats.contents.offsets[chats.first].tolist(), chats.contents.offsets[chats.last].tolist())
+        (chats.contents.starts[chats.first].tolist(), chats.contents.starts[chats.last].tolist())
         for chats in (one, other)
     ]
-    data, other_data = bytes(one.contents.data), bytes(other.contents.data)
-    equals = [data[a:b] == other_data[c:d] for a, b, c, d in zip(*shared[0], *shared[1], strict=True)]
+    data = one.contents.data
+    equals = [data[a:b] == data[c:d] for a, b, c, d in zip(*shared[0], *shared[1], strict=True)]
     return same & np.array(equals, np.bool_)
 
 
@@ -558,8 +445,8 @@ _ALL = slice(None)
 def _prompted_texts(read: Sequence[str], answers: Sequence[str], counts_glued: bool) -> _Judge:
     """A prompt and answers that do not repeat it."""
 
-    def judge(columns: Mapping[str, Any]) -> Judged:
-        texts = {name: Texts(columns[name]) for name in read}
+    def judge(table: Table) -> Judged:
+        texts = table.texts
         prompt = texts["prompt"]
         sure = prompt.good & ~((prompt.last == ord(" ")) | (prompt.last == ord("\t")))
         glued = np.zeros(len(sure), np.bool_)
@@ -587,9 +474,9 @@ def _not_repeated(rows: Mask, prompt: Texts, answer: Texts) -> Mask:
     return apart
 
 
-def _text_pair(columns: Mapping[str, Any]) -> Judged:
+def _text_pair(table: Table) -> Judged:
     """Two texts that share a beginning which looks like a prompt."""
-    one, other = Texts(columns["chosen"]), Texts(columns["rejected"])
+    one, other = table.texts["chosen"], table.texts["rejected"]
     sure = one.good & other.good & (one.lead >= 0)
     shared = _shared(one, other)
     # After a space or line end a letter begins, so that the letters that are shared are these bytes, too.
@@ -613,12 +500,10 @@ def _shared(one: Texts, other: Texts) -> Ints:
     """The bytes that two texts share at their beginning."""
     most = np.minimum(one.lengths, other.lengths)
     shared = np.zeros_like(most)
-    windows = [_windows(texts) for texts in (one, other)]
+    windows = _windows(one)
     rows = np.arange(len(most))
     while len(rows):
-        mine, others = (
-            each[texts.starts[rows] + shared[rows]] for each, texts in zip(windows, (one, other), strict=True)
-        )
+        mine, others = (windows[texts.starts[rows] + shared[rows]] for texts in (one, other))
         apart = mine.view(np.uint8).reshape(-1, _WINDOW) != others.view(np.uint8).reshape(-1, _WINDOW)
         first = apart.argmax(axis=1)
         ended = apart[np.arange(len(rows)), first]
@@ -628,6 +513,6 @@ def _shared(one: Texts, other: Texts) -> Ints:
 
 
 def _windows(texts: Texts) -> NDArray[np.void]:
-    """The bytes from each place on."""
+    """The bytes from each place of the buffer on."""
     padded = np.concatenate((texts.bytes, np.zeros(_WINDOW, np.uint8)))
     return np.ndarray((len(texts.bytes) + 1,), f"V{_WINDOW}", padded, strides=(1,))

@@ -105,9 +105,9 @@ class Look:
         self.schemas = Schemas(Facts(context)) if context is not None else None
         self._columnar: Any = None
         if self.schemas is not None and tokens is None and sum(entry.source.size for entry in entries) > LARGE:
-            from ptcli.data import columnar  # before the fork, so that workers share it
+            from ptcli.data import columnar, scan  # before the fork, so that workers share them
 
-            self._columnar, self._layouts = columnar, columnar.Layouts(self.schemas)
+            self._columnar, self._lines_of, self._layouts = columnar, scan.lines_of, columnar.Layouts(self.schemas)
 
     def __call__(self, job: Job) -> Seen:
         if job.counts:
@@ -149,7 +149,7 @@ class Look:
         if isinstance(data, Bad):
             seen.profile.hit(_unreadable(job.block, data), 0)
             return
-        columns = self._columnar.lines_of(data) if self._columnar else None
+        columns = self._lines_of(data) if self._columnar else None
         lines = columns if columns is not None else _split(data)
         unreadable: set[int] = set()
 

@@ -109,7 +109,9 @@ def stream(path: str) -> tuple[int, float]:
 
 
 def structure(path: str, method: str) -> tuple[int, float]:
-    """Rows and seconds of the structure rules over a whole file."""
+    """Rows and seconds of the structure rules over a whole file. What they import is there before, as it is there for
+    pyarrow's reader."""
+    import ptcli.data.columnar  # noqa: F401
     from ptcli.data.engine import PreparedEntry, examine
     from ptcli.data.model import Context
     from ptcli.data.read.sources import resolve

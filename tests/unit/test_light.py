@@ -23,7 +23,7 @@ HEAVY_MODULES = {
     "ptcli.__main__", "ptcli.rollouts.gloo", "ptcli.rollouts.gloo_engine", "ptcli.rollouts.client",
     "ptcli.rollouts.colocate", "ptcli.rollouts.quantized",
     "ptcli.recipe.generate_catalogue", "ptcli.builtin.build", "ptcli.builtin.train_model",
-    "ptcli.builtin.make_tokenizer", "ptcli.data.columnar",
+    "ptcli.builtin.make_tokenizer", "ptcli.data.columnar", "ptcli.data.scan",
 }  # fmt: skip
 HEAVY_ROOMS = ("ptcli.train", "ptcli.doctor.math", "ptcli.merge")
 LIGHT_IN_HEAVY_ROOM = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ptcli.data import columnar, fast
+from ptcli.data import columnar, fast, scan
 from ptcli.data.fast import Schemas
 from ptcli.data.model import Context, Profile
 from ptcli.data.rules import Checker
@@ -58,7 +58,7 @@ def both(lines: list[bytes], method: str) -> tuple[Profile, Profile, int]:
     context = Context(METHODS[method])
     checker = Checker(context)
     counting = Counting(lines, checker)
-    block = columnar.lines_of(b"\n".join(lines))
+    block = scan.lines_of(b"\n".join(lines))
     assert block is not None
     assert list(block) == lines
     columnar.look(block, checker, columnar.Layouts(Schemas(Facts(context))), counting)
@@ -157,12 +157,12 @@ def test_shared_beginnings() -> None:
     ],
 )
 def test_lines_that_are_no_objects(data: bytes) -> None:
-    assert columnar.lines_of(data) is None
+    assert scan.lines_of(data) is None
 
 
 def test_lines() -> None:
     data = b'{"a": 1}\n{"a": 200}\n{"a": 3}\n{"a": 400}\n'
-    lines = columnar.lines_of(data)
+    lines = scan.lines_of(data)
     assert lines is not None
     assert lines[1:3] == [b'{"a": 200}', b'{"a": 3}']
     assert [lines.longest(most) for most in (1, 3, 9)] == [[1], [1, 3, 0], [1, 3, 0, 2]]

@@ -1,0 +1,496 @@
+"""The strings of a block of JSON Lines, found by their quotes, and the columns that they make up.
+
+A JSON parser builds every value. Here NumPy finds the quotes and backslashes of a whole block, and the few bytes
+between one string and the next say whether a row is written as the first one of its block is: the same columns in the
+same order, with the same space between them. Rows that are not (`Columns.regular` is False) are for others to read.
+That such a row is JSON is known by then: everything between strings is compared, and so are escapes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc  # here, and not in every worker at its first block
+from numpy.typing import NDArray
+
+Mask = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
+Codes = NDArray[np.uint64]
+"""The first eight bytes of something, as a number; zero bytes behind what is shorter."""
+
+_WORD = 8
+_SHORTER: Codes = np.array([(1 << 8 * size) - 1 for size in range(_WORD)] + [2**64 - 1], np.uint64)
+"""What is left of a code of so many bytes."""
+_ESCAPED: Bytes = np.zeros(256, np.uint8)
+_ESCAPED[list(b'"\\/bfnrt')] = list(b'"\\/\b\f\n\r\t')
+_COMMON: Mask = np.isin(np.arange(256), list(b'"\\/nrt'))
+"""What stands behind the backslash of most escapes."""
+_DIGITS: NDArray[np.int32] = np.full(256, -(1 << 16), np.int32)
+_DIGITS[list(b"0123456789abcdefABCDEF")] = [*range(16), *range(10, 16)]
+_NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
+_LONGEST_NUMBER = 40
+SYSTEM, USER, ASSISTANT, OTHER = range(4)
+_LONGEST = 8 << 20
+"""Bytes of a block, which has a long line then, beyond which it is not looked at: that takes several times its size."""
+
+
+# --- lines -----------------------------------------------------------------------------------------------------------
+
+
+class Lines(Sequence[bytes]):
+    """The lines of a block, each of which begins and ends as one object does: cut off when they are asked for."""
+
+    def __init__(self, data: bytes, ends: Ints, controls: Ints):
+        self.data, self.ends = data, ends
+        self.controls = controls
+        """Where control characters stand."""
+        self.is_ascii = data.isascii()
+        self.starts = np.concatenate(([0], ends[:-1] + 1))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, at: int) -> bytes: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[bytes]: ...
+    def __getitem__(self, at: int | slice) -> bytes | list[bytes]:
+        if isinstance(at, slice):
+            return [self[each] for each in range(*at.indices(len(self)))]
+        return self.data[self.starts[at] : self.ends[at]]
+
+    def longest(self, most: int) -> list[int]:
+        """The numbers of the longest lines, the first ones first among those of one length."""
+        lengths = self.starts - self.ends
+        if len(lengths) <= most:
+            return np.argsort(lengths, kind="stable").tolist()
+        long = np.flatnonzero(lengths <= np.partition(lengths, most - 1)[most - 1])
+        return long[np.argsort(lengths[long], kind="stable")][:most].tolist()
+
+
+def lines_of(data: bytes) -> Lines | None:
+    """The lines of a block; None where some are blank, or no objects written in one line each."""
+    if not (data.startswith(b"{") and data.endswith((b"}", b"}\n"))) or len(data) > _LONGEST:
+        return None
+    letters = np.frombuffer(data, np.uint8)
+    ends = controls = places(letters < 32)
+    if not (others := letters[ends] == ord("\n")).all():
+        ends = ends[others]
+    if not data.endswith(b"\n"):
+        ends = np.append(ends, len(data))
+    # Two objects that follow each other do not stand inside another, so that no row spans two lines.
+    regular = (letters[ends - 1] == ord("}")).all() and (letters[ends[:-1] + 1] == ord("{")).all()
+    return Lines(data, ends, controls[~others]) if regular else None
+
+
+# --- what is found -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Texts that stand in one buffer, in order."""
+
+    data: bytes
+    starts: Ints
+    ends: Ints
+    plain: bool
+    """Whether there are surely no characters but those of ASCII, and no control characters but tabs and line ends."""
+
+
+@dataclass(frozen=True)
+class Messages:
+    """A column of chats."""
+
+    counts: Ints
+    """Messages of each chat: at least one."""
+    contents: Ints
+    """For each message, the number of its content among the pieces."""
+    roles: Ints
+    """For each message SYSTEM, USER, ASSISTANT or OTHER."""
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A column of what is written without quotes."""
+
+    values: NDArray[np.float64]
+    """NaN for what is no number."""
+    whole: Mask
+    """Numbers without a fraction or an exponent."""
+    truth: Mask
+    """`true` and `false`."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the regular rows of a block hold."""
+
+    regular: Mask
+    """Of all rows, those that are written as the first one. The columns are of these alone."""
+    pieces: Pieces
+    texts: Mapping[str, Ints]
+    """Column -> for each row, the number of its text among the pieces."""
+    chats: Mapping[str, Messages]
+    numbers: Mapping[str, Numbers]
+
+
+Column = tuple[str, str]
+"""A name, and `str`, `chat` or `number`."""
+
+
+def read(lines: Lines, columns: Sequence[Column], wanted: Iterable[str]) -> Columns | None:
+    """The columns of a block of lines, as far as they can be told.
+
+    `columns` are those of the first row, in its order; of those of text and of chats, only the wanted are among the
+    pieces. None where a block is not UTF-8, or has no other
+    row like its first one.
+    """
+    if not lines.is_ascii and not _is_text(lines.data):
+        return None
+    block = _Block(lines)
+    if not len(block.opens):
+        return None
+    found = _Found(block, _style(lines[0]), set(wanted))
+    for number, column in enumerate(columns):
+        found.take(*column, last=number == len(columns) - 1)
+    return found.columns()
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _style(line: bytes) -> tuple[bytes, bytes]:
+    """What stands between a key and its value, and between two values: the usual, or the same without a space."""
+    found = re.match(rb'\{"[^"\\]*"(: ?)', line)
+    spaced = found is None or found[1] == b": "
+    return (b": ", b", ") if spaced else (b":", b",")
+
+
+# --- strings -----------------------------------------------------------------------------------------------------
+
+
+class _Block:
+    """Where the strings of a block are. Rows with an odd quote, a wrong escape or a control character are irregular."""
+
+    def __init__(self, lines: Lines):
+        data, starts, ends = lines.data, lines.starts, lines.ends
+        self.ends = ends
+        self.letters: Bytes = np.empty(len(data) + _WORD, np.uint8)
+        self.letters[: len(data)] = letters = np.frombuffer(data, np.uint8)
+        self.letters[len(data) :] = 0
+        self.words: Codes = np.ndarray((len(data) + 1,), "<u8", self.letters, strides=(1,))
+        self.regular: Mask = np.ones(len(ends), np.bool_)
+        self.refuse(lines.controls)
+        quotes = places(letters == ord('"'))
+        self.escapes, self.plain = np.zeros(0, np.int64), lines.is_ascii
+        if b"\\" in data:
+            quotes = self._note_escapes(quotes)
+        begin = np.searchsorted(quotes, starts)
+        counts = np.diff(begin, append=len(quotes))
+        if (counts & 1).any():
+            odd = (counts & 1).astype(np.bool_)
+            self.regular[odd] = False
+            quotes = quotes[~np.repeat(odd, counts)]
+            counts = np.where(odd, 0, counts)
+            begin = np.cumsum(counts) - counts
+        self.opens, self.closes = quotes[0::2] + 1, quotes[1::2]
+        """The first byte of each string, and the one after its last."""
+        self.first: Ints = begin // 2
+        """The first string of each row."""
+        self.counts: Ints = counts // 2
+        some = self.counts > 0
+        self.after: Ints = np.append(self.opens[1:] - 1, 0)[: len(self.opens)]
+        """Where what follows a string ends: at the next one, or with the line."""
+        self.after[(self.first + self.counts - 1)[some]] = ends[some]
+        self.regular &= some
+        self.regular[some] &= self.opens[self.first[some]] == starts[some] + 2
+        self.codes = self.code(self.opens, self.closes)
+        self.gaps = self.code(self.closes + 1, self.after)
+
+    def code(self, starts: Ints, ends: Ints) -> Codes:
+        return self.words[starts] & _SHORTER[np.minimum(ends - starts, _WORD)]
+
+    def row_of(self, places: Ints) -> Ints:
+        return np.searchsorted(self.ends, places)
+
+    def refuse(self, places: Ints) -> None:
+        """Makes the rows irregular that have something at these places."""
+        if len(places):
+            self.regular[self.row_of(places)] = False
+
+    def _note_escapes(self, quotes: Ints) -> Ints:
+        """Notes where escapes begin; the quotes that are no part of one."""
+        slashes = places(self.letters == ord("\\"))
+        follows = np.diff(slashes, prepend=-2) == 1
+        if follows.any():  # of several in a row every other one is escaped
+            count = np.arange(len(slashes))
+            within = count - np.maximum.accumulate(np.where(follows, 0, count))
+            slashes = slashes[within & 1 == 0]
+        self.escapes, kinds = slashes, self.letters[slashes + 1]
+        uncommon = slashes[~_COMMON[kinds]]
+        if len(uncommon):
+            self._look_at(uncommon)
+        escaped = slashes[kinds == ord('"')] + 1
+        if not len(escaped):
+            return quotes
+        kept = np.ones(len(quotes), np.bool_)
+        kept[np.searchsorted(quotes, escaped)] = False
+        return quotes[kept]
+
+    def _look_at(self, escapes: Ints) -> None:
+        """Refuses rows with wrong escapes, and those with surrogates, a pair of which is one letter."""
+        self.plain = False
+        kinds = self.letters[escapes + 1]
+        self.refuse(escapes[(_ESCAPED[kinds] == 0) & (kinds != ord("u"))])
+        long = escapes[kinds == ord("u")]
+        codes = self._letter_codes(long)
+        self.refuse(long[(codes < 0) | (codes >> 11 == 0xD800 >> 11)])
+
+    def decoded(self, strings: Ints) -> Pieces:
+        """These strings, which are in order and regular rows', without their escapes. To be called once."""
+        starts, ends = self.opens[strings], self.closes[strings]
+        begin, stop = self._decode(starts, ends)
+        if not len(begin):
+            return _joined(self.letters, starts, ends, np.arange(len(starts)), self.plain)
+        firsts = np.arange(len(starts)) + np.searchsorted(begin, starts)
+        starts, ends = (np.sort(np.append(*each), kind="stable") for each in ((starts, stop), (ends, begin)))
+        return _joined(self.letters, starts, ends, firsts, self.plain)
+
+    def _decode(self, starts: Ints, ends: Ints) -> tuple[Ints, Ints]:
+        """Writes what the escapes in these strings mean over their ends; the bytes to be left out."""
+        string = np.searchsorted(starts, self.escapes, side="right") - 1
+        begin = self.escapes[(string >= 0) & (self.escapes < ends[string])] if len(starts) else self.escapes[:0]
+        kinds = self.letters[begin + 1]
+        self.letters[begin + 1] = _ESCAPED[kinds]
+        stop = begin + 1
+        long = np.flatnonzero(kinds == ord("u"))
+        stop[long] = self._write_letters(begin[long])
+        return begin, stop
+
+    def _letter_codes(self, places: Ints) -> Ints:
+        """What is written as `\\uXXXX` at these places; negative where it is not."""
+        digits = [_DIGITS[self.letters[np.minimum(places + at, len(self.letters) - 1)]] for at in (2, 3, 4, 5)]
+        return (digits[0] << 12) + (digits[1] << 8) + (digits[2] << 4) + digits[3]
+
+    def _write_letters(self, places: Ints) -> Ints:
+        """UTF-8 of the escapes at these places, written to their ends; where it begins."""
+        codes, letters = self._letter_codes(places), self.letters
+        one, three = codes < 0x80, codes >= 0x800
+        letters[places + 5] = np.where(one, codes, 0x80 | (codes & 0x3F))
+        letters[places[~one] + 4] = np.where(three, 0x80 | (codes >> 6 & 0x3F), 0xC0 | codes >> 6)[~one]
+        letters[places[three] + 3] = (0xE0 | codes >> 12)[three]
+        return places + np.where(one, 5, np.where(three, 3, 4))
+
+
+def places(found: Mask) -> Ints:
+    """Where a mask is true, which is at few places: `np.flatnonzero`, but that eight are passed over at once."""
+    size = len(found) // _WORD * _WORD
+    whole = found[:size].view(np.uint64)
+    words = np.flatnonzero(whole != 0)
+    within = np.flatnonzero(whole[words].view(np.bool_))
+    return np.concatenate(((words[within >> 3] << 3) + (within & 7), size + np.flatnonzero(found[size:])))
+
+
+def _joined(letters: Bytes, starts: Ints, ends: Ints, firsts: Ints, plain: bool) -> Pieces:
+    """Parts of some bytes, which are in order, behind each other; pieces begin with the parts of these numbers."""
+    offsets = np.empty(2 * len(starts), np.int32)
+    offsets[0::2], offsets[1::2] = starts, ends
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(letters)]
+    every = pa.Array.from_buffers(pa.binary(), len(offsets) - 1, buffers)  # the parts, and what is between them
+    _, begins, data = pc.take(every, pa.array(np.arange(0, len(offsets), 2))).buffers()
+    begin = np.frombuffer(begins, np.int32).astype(np.int64)
+    bounds = np.append(begin[firsts], begin[len(starts)])
+    return Pieces(data.to_pybytes() if data is not None else b"", bounds[:-1], bounds[1:], plain)
+
+
+# --- columns -----------------------------------------------------------------------------------------------------
+
+
+class _Found:
+    """Columns that are found one after the other, each where the one before it ends in its row."""
+
+    def __init__(self, block: _Block, style: tuple[bytes, bytes], wanted: set[str]):
+        self.block, self.wanted = block, wanted
+        self.colon, self.comma = style
+        self.sure = block.regular.copy()
+        self.at: Ints = block.first.copy()
+        """The string that each row goes on with."""
+        self.texts: dict[str, Ints] = {}
+        self.chats: dict[str, tuple[Ints, Ints]] = {}
+        self.numbers: dict[str, tuple[Ints, Ints]] = {}
+        self._closing: Ints | None = None
+
+    def take(self, name: str, kind: str, *, last: bool) -> None:
+        """Takes a column."""
+        self.at = np.where(self.sure, self.at, 0)
+        self.sure &= self._is_key(name.encode())
+        {"str": self._take_text, "chat": self._take_chat, "number": self._take_number}[kind](name, last)
+        self.sure &= self.at <= self.block.first + self.block.counts
+
+    def _is_key(self, name: bytes) -> Mask:
+        """Where the next string of a row is this one."""
+        block = self.block
+        at = np.minimum(self.at, len(block.opens) - 1)
+        same = (self.at < block.first + block.counts) & (block.closes[at] - block.opens[at] == len(name))
+        for begin in range(0, len(name), _WORD):
+            part = name[begin : begin + _WORD]
+            words = block.words[np.minimum(block.opens[at] + begin, len(block.words) - 1)]
+            same &= words & _SHORTER[len(part)] == _code(part)
+        return same
+
+    def _gap(self, strings: Ints) -> Codes:
+        return self.block.gaps[np.minimum(strings, len(self.block.gaps) - 1)]
+
+    def _ends(self, last: bool) -> bytes:
+        return b"}" if last else self.comma
+
+    def _take_text(self, name: str, last: bool) -> None:
+        self.sure &= self._is(self.at, self.colon) & self._is(self.at + 1, self._ends(last))
+        self.texts[name] = self.at + 1
+        self.at = self.at + 2
+
+    def _is(self, strings: Ints, gap: bytes) -> Mask:
+        """Where these bytes follow on a string, and nothing else up to the next one."""
+        return self._gap(strings) == _code(gap)
+
+    def _take_number(self, name: str, last: bool) -> None:
+        block, end = self.block, self._ends(last)
+        at = np.minimum(self.at, len(block.closes) - 1)
+        start, stop = block.closes[at] + 1 + len(self.colon), block.after[at] - len(end)
+        self.sure &= (start < stop) & (stop - start <= _LONGEST_NUMBER)
+        for place, text in ((start - len(self.colon), self.colon), (stop, end)):
+            words = block.words[np.clip(place, 0, len(block.words) - 1)]
+            self.sure &= words & _SHORTER[len(text)] == _code(text)
+        self.numbers[name] = start, stop
+        self.at = self.at + 1
+
+    def _take_chat(self, name: str, last: bool) -> None:
+        """A list of messages of two keys each: four strings a message after the column's name."""
+        self.sure &= self._is(self.at, self.colon + b"[{")
+        closing = self._closings
+        after = np.searchsorted(closing, self.at)
+        self.sure &= after < len(closing)
+        if not self.sure.any():
+            return
+        close = closing[np.minimum(after, len(closing) - 1)]
+        self.sure &= self._is(close, b"}]" + self._ends(last)) & (close < self.block.first + self.block.counts)
+        self.sure &= (close - self.at) & 3 == 0
+        self.chats[name] = self.at + 1, close
+        self.at = close + 1
+
+    @property
+    def _closings(self) -> Ints:
+        """Strings after which a list of messages ends."""
+        if self._closing is None:
+            ends = [b"}]" + end for end in (b"}", self.comma)]
+            self._closing = np.flatnonzero((self.block.gaps == _code(ends[0])) | (self.block.gaps == _code(ends[1])))
+        return self._closing
+
+    def columns(self) -> Columns | None:
+        block = self.block
+        self.sure &= self.at == block.first + block.counts
+        if not self.sure.any():
+            return None
+        places = {name: self._messages(*self.chats[name]) for name in self.chats}
+        sure = self.sure
+        kept: list[Ints] = [self.texts[name][sure] for name in self.texts if name in self.wanted]
+        chats: dict[str, tuple[Ints, Ints, Ints]] = {}
+        for name, (counts, first, swapped) in places.items():
+            messages = _expand(first[sure], counts[sure])
+            turned = np.repeat(swapped[sure], counts[sure]) if swapped.any() else 0
+            chats[name] = counts[sure], messages + 3 - 2 * turned, messages + 1 + 2 * turned
+        kept += [contents for name, (_, contents, _) in chats.items() if name in self.wanted]
+        numbers = {name: self._numbers(start[sure], stop[sure]) for name, (start, stop) in self.numbers.items()}
+        wanted = np.zeros(len(block.opens), np.bool_)
+        for strings in kept:
+            wanted[strings] = True
+        roles = {name: self._roles(roles) for name, (_, _, roles) in chats.items()}
+        number = np.cumsum(wanted) - 1
+        return Columns(
+            sure,
+            block.decoded(np.flatnonzero(wanted)),
+            {name: number[strings[sure]] for name, strings in self.texts.items() if name in self.wanted},
+            {
+                name: Messages(counts, number[contents], roles[name])
+                for name, (counts, contents, _) in chats.items()
+                if name in self.wanted
+            },
+            numbers,
+        )
+
+    def _messages(self, first: Ints, close: Ints) -> tuple[Ints, Ints, Ints]:
+        """For each row the messages of a chat, the first of their strings, and 1 where contents come before roles."""
+        block = self.block
+        rows = np.flatnonzero(self.sure)
+        counts = np.zeros_like(first)
+        counts[rows] = (close[rows] - first[rows] + 1) // 4
+        swapped = np.zeros_like(first)
+        swapped[rows] = block.codes[first[rows]] == _CONTENT
+        strings = _expand(first[rows], counts[rows])
+        row = np.repeat(rows, counts[rows])
+        role, content = (_ROLE, _CONTENT) if not swapped.any() else self._keys(swapped[row])
+        good = (block.codes[strings] == role) & (block.codes[strings + 2] == content)
+        for at, gap in enumerate((self.colon, self.comma, self.colon)):
+            good &= block.gaps[strings + at] == _code(gap)
+        between = block.gaps[strings + 3] == _code(b"}" + self.comma + b"{")
+        between[np.cumsum(counts[rows]) - 1] = True  # looked at before
+        self.sure[row[~(good & between)]] = False
+        return counts, first, swapped
+
+    def _keys(self, swapped: Ints) -> tuple[Any, Any]:
+        turned = swapped.astype(np.bool_)
+        return np.where(turned, _CONTENT, _ROLE), np.where(turned, _ROLE, _CONTENT)
+
+    def _roles(self, strings: Ints) -> Ints:
+        block = self.block
+        codes = block.codes[strings]
+        found = np.full(len(strings), OTHER)
+        found[codes == _code(b"user")] = USER
+        found[codes == _code(b"system")] = SYSTEM
+        long = (codes == _code(b"assistan")) & (block.closes[strings] - block.opens[strings] == 9)
+        found[long & (block.letters[block.opens[strings] + 8] == ord("t"))] = ASSISTANT
+        return found
+
+    def _numbers(self, starts: Ints, stops: Ints) -> Numbers:
+        """What is written there, each different one read once."""
+        if (stops - starts).max() <= _WORD:
+            codes, which = np.unique(self.block.code(starts, stops), return_inverse=True)
+            written = [code.tobytes().rstrip(b"\0") for code in codes]
+        else:
+            data, known = self.block.letters.tobytes(), dict[bytes, int]()
+            places = zip(starts.tolist(), stops.tolist(), strict=True)
+            which = np.array([known.setdefault(data[start:stop], len(known)) for start, stop in places])
+            written = list(known)
+        found = np.array([_read_number(each) for each in written])[which]
+        return Numbers(found[:, 0], found[:, 1] == 1, found[:, 2] == 1)
+
+
+def _read_number(written: bytes) -> tuple[float, bool, bool]:
+    """Value, whether it is whole, and whether it is a truth value, of what is written without quotes."""
+    number = _NUMBER.fullmatch(written) is not None
+    whole = number and not set(written) & set(b".eE")
+    return float(written) if number else np.nan, whole, written in (b"true", b"false")
+
+
+def _code(text: bytes) -> np.uint64:
+    return np.uint64(int.from_bytes(text[:_WORD], "little"))
+
+
+_ROLE, _CONTENT = _code(b"role"), _code(b"content")
+
+
+def _expand(first: Ints, counts: Ints) -> Ints:
+    """The first strings of all messages, given those of chats and how many messages they have."""
+    before = np.cumsum(counts) - counts
+    return np.repeat(first - 4 * before, counts) + 4 * np.arange(int(counts.sum()))
