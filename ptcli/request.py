@@ -101,7 +101,8 @@ def accept(request: Request) -> Accepted:
         limit = recipe.guards.no_progress_seconds or max(SMOKE_NO_PROGRESS_SECONDS, 2 * longest)
         plan = replace(plan, smoke=True, no_progress_seconds=limit, notes=(*replacements, *plan.notes))
     job = _job(request, plan, recipe)
-    return Accepted(replace(plan, notes=(*plan.notes, *(job.notes if job else ()))), loaded.sources, job)
+    plan = replace(plan, notes=(*plan.notes, *(job.notes if job else ())))
+    return Accepted(plan, loaded.sources, job, resumes=request.resumes)
 
 
 def _job(request: Request, plan: Plan, recipe: Recipe) -> Job | None:
