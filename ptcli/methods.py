@@ -153,6 +153,10 @@ class Method:
     """When the loss reads the output layer's weight itself, so that an adapter on it would not be trained."""
     virtual_tokens: bool = False
     """True when the trainer knows of the tokens that prompt tuning puts before a row's own."""
+    fsdp: bool = True
+    """False when the trainer has no way to run under FSDP."""
+    precomputes_whole: bool = False
+    """True when the trainer computes the reference's log-probabilities ahead only with weights that are not split."""
     arguments: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Trainer argument -> recipe section, where the two have different names."""
     encoder: str = ""
@@ -214,7 +218,7 @@ _ROWS = (
         "bco", "binary classifier optimisation", "trl.experimental.bco:BCOTrainer", "trl.experimental.bco:BCOConfig",
         (_D.UNPAIRED_PREFERENCE, _D.PREFERENCE), "builtin:arithmetic-unpaired", takes=("ref_model",),
         evaluates="one set", last_release="1.13.0",
-        reference="always", keeps_adapter=False,
+        reference="always", keeps_adapter=False, precomputes_whole=True,
         encoder="ptcli.data.tokens.handmade:BCO",
         data=DataTraits(
             template_kwargs=True, implicit_prompt="row by row", checks_last_role=True, strict_labels=True,
@@ -274,7 +278,7 @@ _ROWS = (
         needs=("reward_model",), takes=("value_model", "ref_model"),
         stand_ins=MappingProxyType({"value_model": "reward_model"}), same_vocabulary=("reward_model", "value_model"),
         prompts="tokens", stop_arguments=("stop_token", "stop_token_id"), wants_eval=True, evaluates="one set",
-        last_release="1.12.0", reference="always", keeps_adapter=False,
+        last_release="1.12.0", reference="always", keeps_adapter=False, fsdp=False,
         encoder="ptcli.data.tokens.prompts:PPO",
         data=DataTraits(token_columns=(("input_ids",),), empty_prompt="error"),
     ),

@@ -1,14 +1,15 @@
 """The accelerate config of a run: a shipped one by name or somebody's own file, checked, with its counts filled in.
 
 accelerate refuses unknown keys at the top of a config and silently ignores them inside `deepspeed_config`,
-`fsdp_config` and `parallelism_config`, where a typo changes how the model is split. The key sets below are those of the
-pinned accelerate; a test compares them with its own argument parser.
+`fsdp_config` and the other sections, where a typo changes how the model is split. The key sets below are those of the
+pinned accelerate; a test compares them with its own argument parser. What goes with which method, adapter and rollouts
+is in `ptcli.plan.combinations`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -17,9 +18,8 @@ from typing import Any, Literal
 import yaml
 
 from ptcli.errors import KeyPath, Problem
-from ptcli.methods import METHODS
 from ptcli.plan.arguments import argument, computes_in
-from ptcli.plan.deepspeed import DEEPSPEED_FILE, FILE_KEY, conflicts_inside, for_cpu, read_file
+from ptcli.plan.deepspeed import DEEPSPEED_FILE, FILE_KEY, agrees, conflicts_inside, for_cpu, read_file
 from ptcli.recipe.catalogue import accelerate_keys
 from ptcli.recipe.model import Recipe
 from ptcli.recipe.suggest import nearest
@@ -27,18 +27,49 @@ from ptcli.recipe.suggest import nearest
 CONFIGS = Path(__file__).resolve().parents[1] / "accelerate_configs"
 KEY: KeyPath = ("launch", "accelerate")
 
-_SECTIONS = ("deepspeed_config", "fsdp_config", "parallelism_config")
 _UNDECLARED = {
     "top": frozenset({"fp16", "dynamo_backend"}),  # rewritten when accelerate reads an old file
     "fsdp_config": frozenset({"fsdp_ignored_modules"}),  # read from the file only: there is no flag
 }
 """Keys that accelerate understands without declaring them where the catalogue looks."""
+_SECTIONS = {
+    "deepspeed_config": "", "fsdp_config": "fsdp_", "parallelism_config": "", "dynamo_config": "dynamo_",
+    "fp8_config": "fp8_",
+}  # fmt: skip
+"""Sections whose keys are looked at, and the prefix of those keys that may be left out."""
+_OF_THE_PARSER = {
+    "dynamo_config": frozenset(
+        f"dynamo_{name}" for name in ("backend", "mode", "use_dynamic", "use_fullgraph", "use_regional_compilation")
+    ),
+    "fp8_config": frozenset(
+        f"fp8_{name}"
+        for name in (
+            "backend", "use_autocast_during_eval", "margin", "interval", "format", "amax_history_len",
+            "amax_compute_algo", "override_linear_precision", "opt_level", "enable_fsdp_float8_all_gather",
+            "pad_inner_dim",
+        )
+    ),
+}  # fmt: skip
+"""Keys of sections that the catalogue does not have."""
+_OFFLOAD = ("none", "cpu", "nvme")
+_VALUES: Mapping[str, tuple[Any, ...]] = {
+    "zero_stage": (0, 1, 2, 3),
+    "offload_optimizer_device": _OFFLOAD,
+    "offload_param_device": _OFFLOAD,
+    "fsdp_version": (1, 2),
+    "fsdp_auto_wrap_policy": ("TRANSFORMER_BASED_WRAP", "SIZE_BASED_WRAP", "NO_WRAP"),
+    "fsdp_state_dict_type": ("FULL_STATE_DICT", "SHARDED_STATE_DICT", "LOCAL_STATE_DICT"),
+}
+"""What a key may say, where accelerate passes anything on."""
 _TYPES = ("NO", "MULTI_GPU", "FSDP", "DEEPSPEED")
+_DEFAULT_STAGE = 2
+"""accelerate's, of a `deepspeed_config` that says none."""
 _SAME_IN_DEEPSPEED = {
     "gradient_accumulation_steps": "gradient_accumulation_steps",
     "gradient_clipping": "max_grad_norm",
 }
 _SIZES = ("dp_replicate", "dp_shard", "tp", "cp", "sp")
+_REPLICATE, _SHARD = "parallelism_config_dp_replicate_size", "parallelism_config_dp_shard_size"
 
 
 @dataclass(frozen=True)
@@ -72,6 +103,31 @@ class Strategy:
         """A field of `fsdp_config`, which accelerate takes with and without its prefix."""
         section = self.section("fsdp_config")
         return section.get("fsdp_" + name, section.get(name))
+
+    @property
+    def zero_stage(self) -> int:
+        """DeepSpeed's stage; 0 without DeepSpeed."""
+        inside = (self.deepspeed or {}).get("zero_optimization")
+        said = self.section("deepspeed_config").get("zero_stage", _DEFAULT_STAGE)
+        stage = inside.get("stage", 0) if isinstance(inside, Mapping) else 0 if self.deepspeed is not None else said
+        return int(stage or 0) if self.kind == "DEEPSPEED" else 0
+
+    def offloads(self, what: Literal["optimizer", "param"]) -> bool:
+        """True where DeepSpeed keeps it in main memory or on a disk."""
+        inside = (self.deepspeed or {}).get("zero_optimization")
+        section = inside.get(f"offload_{what}") if isinstance(inside, Mapping) else None
+        said = section.get("device") if isinstance(section, Mapping) else None
+        said = said or self.section("deepspeed_config").get(f"offload_{what}_device")
+        return self.kind == "DEEPSPEED" and str(said or "none").lower() != "none"
+
+    def size(self, name: str) -> int:
+        """How many ways `parallelism_config` splits (`dp_replicate`, `dp_shard`, `tp`, `cp`, `sp`)."""
+        return int(self.section("parallelism_config").get(f"parallelism_config_{name}_size") or 1)
+
+    @property
+    def copies(self) -> bool:
+        """True for the shipped config that splits within a node and copies from node to node."""
+        return self.shipped and bool(self.section("parallelism_config"))
 
 
 @dataclass(frozen=True)
@@ -112,6 +168,8 @@ def load_strategy(name: str) -> tuple[Strategy | None, list[Problem]]:
 
 def known_keys(section: str) -> frozenset[str]:
     """Keys that accelerate knows in a section of its config file ("top" for the file itself)."""
+    if section in _OF_THE_PARSER:
+        return _OF_THE_PARSER[section]
     return accelerate_keys(section) | _UNDECLARED.get(section, frozenset())
 
 
@@ -137,10 +195,24 @@ def conflicts(strategy: Strategy, recipe: Recipe, processes: int, device: str) -
         *_deepspeed_conflicts(strategy, recipe),
         *_deepspeed_file_conflicts(strategy, recipe, processes, device),
         *_fsdp_conflicts(strategy, recipe),
-        *_parallelism_conflicts(strategy, recipe, processes),
+        *_parallelism_conflicts(strategy, processes, recipe.launch.nodes),
         *_best_model_conflicts(strategy, recipe),
     ]
     return problems + mixed_precision(strategy, recipe)[1]
+
+
+def sized(strategy: Strategy, processes: int, nodes: int) -> Strategy:
+    """The shipped hybrid config with its sizes: a copy of the model on each node, split over its `processes`; on one
+    node two copies, each split over half of them."""
+    if not strategy.copies:
+        return strategy
+    copies = nodes if nodes > 1 else 2
+    sizes = {_REPLICATE: copies, _SHARD: max(processes * nodes // copies, 1)}
+    section = {**strategy.section("parallelism_config"), **sizes}
+    note = (
+        f"launch.accelerate: {strategy.name} makes {copies} copies of the model, each split over {sizes[_SHARD]} GPUs"
+    )
+    return replace(strategy, config={**strategy.config, "parallelism_config": section}, notes=(*strategy.notes, note))
 
 
 def mixed_precision(strategy: Strategy, recipe: Recipe) -> tuple[str, list[Problem]]:
@@ -171,6 +243,8 @@ def fill(strategy: Strategy, counts: Counts) -> dict[str, Any]:
     }
     if counts.main_ip is not None:
         config["main_process_ip"] = counts.main_ip
+    if not config.get("parallelism_config"):
+        config.pop("parallelism_config", None)
     if strategy.kind == "MULTI_GPU" and counts.processes == 1:
         config["distributed_type"] = "NO"
     if strategy.kind == "DEEPSPEED":
@@ -230,12 +304,32 @@ def _check_section(config: Mapping[str, Any], name: str, section: str, known: fr
         return []
     if not isinstance(values, Mapping):
         return [Problem(f"{name}: {section} must be a mapping", "", KEY)]
-    prefix = "fsdp_" if section == "fsdp_config" else ""
+    prefix = _SECTIONS[section]
+    unknown = [key for key in values if key not in known and f"{prefix}{key}" not in known]
     return [
-        _unknown(f"{name}: unknown key {section}.{key}, which accelerate would ignore", str(key), known)
-        for key in values
-        if key not in known and f"{prefix}{key}" not in known
+        *(
+            _unknown(f"{name}: unknown key {section}.{key}, which accelerate would ignore", str(key), known)
+            for key in unknown
+        ),
+        *_check_values({f"{prefix * (key not in known)}{key}": value for key, value in values.items()}, name, section),
     ]
+
+
+def _check_values(values: Mapping[str, Any], name: str, section: str) -> Iterator[Problem]:
+    for key, legal in _VALUES.items():
+        said = values.get(key)
+        if said is not None and not _is_one_of(said, legal):
+            shown = ", ".join(map(str, legal))
+            yield Problem(f"{name}: {section}.{key} {json.dumps(said, default=str)} is none of {shown}", "", KEY)
+    for key in (f"parallelism_config_{size}_size" for size in _SIZES):
+        said = values.get(key)
+        if said is not None and (isinstance(said, bool) or not isinstance(said, int) or said < 1):
+            yield Problem(f"{name}: {section}.{key} must be a whole number from 1, not {said!r}", "", KEY)
+
+
+def _is_one_of(said: Any, legal: tuple[Any, ...]) -> bool:
+    """Words in any case, as accelerate takes them; numbers as numbers, or a text that is one."""
+    return str(said).lower() in {str(each).lower() for each in legal} and not isinstance(said, bool)
 
 
 def _check_kind(config: Mapping[str, Any], name: str) -> list[Problem]:
@@ -281,14 +375,27 @@ def _deepspeed_conflicts(strategy: Strategy, recipe: Recipe) -> list[Problem]:
     problems = []
     for name, own in _SAME_IN_DEEPSPEED.items():
         said, wanted = section.get(name, "auto"), argument(recipe, own)
-        if said not in ("auto", "none", None) and said != wanted:
-            message = f"{strategy.name} says {name} {said}, and training.{own} is {wanted}"
+        if said != "none" and not agrees(said, wanted):
+            message = f"{strategy.name} says {name} {json.dumps(said)}, and training.{own} is {wanted}"
             key = ("training", own) if own in recipe.training else KEY
             problems.append(Problem(message, f"write {name}: auto", key))
-    if section.get("zero_stage") == 3 and argument(recipe, "auto_find_batch_size", False):
+    if strategy.zero_stage == 3 and argument(recipe, "auto_find_batch_size", False):
         message = "auto_find_batch_size does not work with ZeRO-3"
         problems.append(Problem(message, "", ("training", "auto_find_batch_size")))
-    return problems
+    return problems + _saves_nothing(strategy, recipe)
+
+
+def _saves_nothing(strategy: Strategy, recipe: Recipe) -> list[Problem]:
+    """Under ZeRO-3 a model's weights are gathered for saving only where that is asked for (user-pain.md C2). Those of
+    an adapter always are."""
+    file = strategy.deepspeed
+    inside = (file or {}).get("zero_optimization")
+    name = "stage3_gather_16bit_weights_on_model_save" if file is not None else "zero3_save_16bit_model"
+    said = inside.get(name) if isinstance(inside, Mapping) else strategy.section("deepspeed_config").get(name)
+    if strategy.zero_stage != 3 or recipe.trains_adapter or _true(said):
+        return []
+    message = f"{strategy.name}: without {name} ZeRO-3 leaves no weights that can be loaded"
+    return [Problem(message, f"write {name}: true" if file is None else f'write "{name}": true', KEY)]
 
 
 def _deepspeed_file_conflicts(strategy: Strategy, recipe: Recipe, processes: int, device: str) -> list[Problem]:
@@ -322,22 +429,36 @@ def _best_model_conflicts(strategy: Strategy, recipe: Recipe) -> list[Problem]:
     return [Problem(message, "leave one of them out", ("training", "save_only_model"))]
 
 
-def _parallelism_conflicts(strategy: Strategy, recipe: Recipe, processes: int) -> list[Problem]:
-    section = strategy.section("parallelism_config")
-    if not section:
+def _parallelism_conflicts(strategy: Strategy, processes: int, nodes: int) -> list[Problem]:
+    if not strategy.section("parallelism_config"):
         return []
-    sizes = {name: section.get(f"parallelism_config_{name}_size", 1) for name in _SIZES}
-    problems = []
-    if prod(sizes.values()) != processes:
-        shown = " x ".join(f"{name} {size}" for name, size in sizes.items() if size != 1) or "1"
-        total = prod(sizes.values())
-        message = f"{strategy.name}: parallelism_config makes {shown} = {total} processes, and there are {processes}"
-        problems.append(Problem(message, "", KEY))
-    if METHODS[recipe.method].online and sizes["cp"] * sizes["sp"] > 1:
-        # TRL's own guard looks at its argument only, not at accelerate's file.
-        message = f"{strategy.name}: {recipe.method} generates, and cannot split sequences over GPUs (cp, sp)"
-        problems.append(Problem(message, "set both sizes to 1", KEY))
-    return problems
+    sizes = {name: strategy.size(name) for name in _SIZES}
+    total, each = prod(sizes.values()), processes // nodes
+    if total == processes and (sizes["dp_shard"] > 1 or total == 1):
+        return []
+    if strategy.copies:
+        return [_cannot_copy(strategy, each, nodes)]
+    shown = " x ".join(f"{name} {size}" for name, size in sizes.items() if size != 1) or "1"
+    message = f"{strategy.name}: parallelism_config makes {shown} = {total} processes, and there are {processes}"
+    if total == processes:
+        message = (
+            f"{strategy.name}: parallelism_config copies the model to every process, and FSDP has nothing to split"
+        )
+    others = total // (sizes["dp_replicate"] * sizes["dp_shard"])
+    fits = each % others == 0 and each // others > 1
+    fix = f"to split within a node write {_REPLICATE}: {nodes} and {_SHARD}: {each // others}" if fits else ""
+    return [Problem(message, fix, KEY)]
+
+
+def _cannot_copy(strategy: Strategy, each: int, nodes: int) -> Problem:
+    if nodes > 1:
+        message = f"launch.accelerate: {strategy.name} splits over the GPUs of a node, and each node has one"
+    else:
+        message = (
+            f"launch.accelerate: {strategy.name} on one node makes two copies, each split over half of the GPUs, and "
+            f"{each} cannot be halved so"
+        )
+    return Problem(message, "use fsdp2, which splits over all GPUs, or ddp", KEY)
 
 
 def _true(value: Any) -> bool:

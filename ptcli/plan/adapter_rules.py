@@ -1,6 +1,7 @@
-"""Adapters and quantised models against the way the run is launched: strategy, processes, rollout server.
+"""Adapters and quantised models by themselves, and against the rollout server. What goes with which strategy is in
+`ptcli.plan.combinations`.
 
-Sources: user-pain.md L8, L9, O8, C5; trl 1.12, peft 0.21 and accelerate 1.15.
+Sources: user-pain.md O8, C5; trl 1.12 and peft 0.21.
 """
 
 from __future__ import annotations
@@ -9,31 +10,27 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ptcli.errors import KeyPath, Problem
+from ptcli.errors import Problem
 from ptcli.methods import METHODS
-from ptcli.plan.accelerate import Strategy
-from ptcli.plan.layout import Layout, decide_backend
+from ptcli.plan.combinations import specs_of
+from ptcli.plan.layout import decide_backend
 from ptcli.plan.reference import changes_base, has_reference
 from ptcli.recipe.adapter_folders import UNMERGEABLE, adapter_folder
 from ptcli.recipe.adapters import tied_embeddings
 from ptcli.recipe.local_models import adapter_config, read_model_config
 from ptcli.recipe.model import ModelSpec, Recipe
 
-SECTIONS = ("model", "ref_model", "reward_model", "value_model", "teacher")
 TRAINED = ("model", "value_model")
 """Sections whose model is trained."""
 
 
-def adapter_problems(recipe: Recipe, layout: Layout, *, assumed: bool = False) -> list[Problem]:
+def adapter_problems(recipe: Recipe, *, assumed: bool = False) -> list[Problem]:
     """Everything that is wrong. On an `assumed` machine nothing is said about what is installed."""
     return [
         *_nothing_trainable(recipe),
         *_quantization_fields(recipe),
-        *_quantized_under(recipe, layout.strategy),
-        *_merged_under(recipe, layout.strategy),
-        *_device_map(recipe, layout.world),
-        *_with_vllm(recipe, layout.strategy),
-        *_changed_base(recipe, layout.strategy),
+        *_with_vllm(recipe),
+        *_changed_base(recipe),
         *([] if assumed else _not_installed(recipe)),
     ]
 
@@ -52,23 +49,8 @@ def adapter_notes(recipe: Recipe) -> list[str]:
     return notes
 
 
-def zero_stage(strategy: Strategy) -> int:
-    """DeepSpeed's stage; 0 without DeepSpeed."""
-    inside = (strategy.deepspeed or {}).get("zero_optimization")
-    said = strategy.section("deepspeed_config").get("zero_stage")
-    stage = inside.get("stage") if isinstance(inside, Mapping) else said
-    return int(stage or 0) if strategy.kind == "DEEPSPEED" else 0
-
-
-def _specs(recipe: Recipe) -> Iterator[tuple[str, ModelSpec]]:
-    for section in SECTIONS:
-        spec = getattr(recipe, section)
-        if spec is not None:
-            yield section, spec
-
-
 def _quantized(recipe: Recipe) -> Iterator[tuple[str, ModelSpec, Mapping[str, Any]]]:
-    for section, spec in _specs(recipe):
+    for section, spec in specs_of(recipe):
         if spec.quantization is not None:
             yield section, spec, spec.quantization
 
@@ -103,54 +85,7 @@ def _quantization_fields(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(message, f"leave `{section}.quantization` out", key)
 
 
-def _quantized_under(recipe: Recipe, strategy: Strategy) -> Iterator[Problem]:
-    sharded = "FSDP" if strategy.kind == "FSDP" else "ZeRO-3" if zero_stage(strategy) == 3 else None
-    for section, spec, values in _quantized(recipe):
-        key = (section, "quantization")
-        if sharded and values.get("load_in_8bit") is True:
-            message = f"8-bit weights cannot be split by {sharded}, which {strategy.name} asks for"
-            yield Problem(message, "use load_in_4bit, or launch.accelerate: ddp or zero2", key)
-        elif sharded == "FSDP":
-            yield from _storage(section, spec, values)
-
-
-def _merged_under(recipe: Recipe, strategy: Strategy) -> Iterator[Problem]:
-    """A frozen model that is an adapter is merged in memory. (The trained one is merged on disk, before: start/.)"""
-    if zero_stage(strategy) != 3:
-        return
-    frozen: list[tuple[ModelSpec, KeyPath]] = [
-        (spec, (section, "path")) for section, spec in _specs(recipe) if section != "model"
-    ]
-    frozen += [(ModelSpec(path=each.use), ("rewards", index, "use")) for index, each in enumerate(recipe.rewards)]
-    for spec, key in frozen:
-        if adapter_folder(spec):
-            message = f"{spec.path} is an adapter, and merging it needs whole weights, which ZeRO-3 splits"
-            yield Problem(message, "use launch.accelerate: ddp or zero2, or a model that is merged already", key)
-
-
-def _storage(section: str, spec: ModelSpec, values: Mapping[str, Any]) -> Iterator[Problem]:
-    """FSDP splits tensors of one floating type: packed bytes would stay whole on every GPU, with a mere warning."""
-    held = spec.dtype or "float32"
-    stored = str(values.get("bnb_4bit_quant_storage") or "uint8").removeprefix("torch.")
-    computed = str(values.get("bnb_4bit_compute_dtype") or "float32").removeprefix("torch.")
-    if not stored == computed == held:
-        message = (
-            f"FSDP splits 4-bit weights only where they are stored, computed and held in one floating type: here "
-            f"bnb_4bit_quant_storage is {stored}, bnb_4bit_compute_dtype {computed} and {section}.dtype {held}"
-        )
-        yield Problem(message, "set all three to bfloat16", (section, "quantization"))
-
-
-def _device_map(recipe: Recipe, world: int) -> Iterator[Problem]:
-    for section, spec in _specs(recipe):
-        if world > 1 and spec.init_kwargs.get("device_map") is not None:
-            message = f"`{section}.init_kwargs.device_map` spreads a model over GPUs, and there are {world} processes"
-            yield Problem(
-                message, "leave it out: the launcher places the model", (section, "init_kwargs", "device_map")
-            )
-
-
-def _with_vllm(recipe: Recipe, strategy: Strategy) -> Iterator[Problem]:
+def _with_vllm(recipe: Recipe) -> Iterator[Problem]:
     """vLLM gets the adapter merged into the base's own weights."""
     if decide_backend(recipe) != "vllm":
         return
@@ -171,16 +106,12 @@ def _with_vllm(recipe: Recipe, strategy: Strategy) -> Iterator[Problem]:
     elif recipe.model.quantization and kind not in ("lora", "adalora"):
         message = f"`peft.type: {kind}` on quantised weights cannot be merged into the weights that vLLM gets"
         yield Problem(message, "use lora, or rollouts.backend: transformers", ("peft", "type"))
-    four = (recipe.model.quantization or {}).get("load_in_4bit") is True
-    if four and strategy.kind == "FSDP":
-        message = "an adapter on 4-bit weights that FSDP has split cannot be merged for vLLM"
-        yield Problem(message, "use launch.accelerate: ddp or zero2, or no quantization", ("model", "quantization"))
     if "quantization_config" in (read_model_config(recipe.model.path, recipe.model.revision) or {}):
         message = f"the weights of {recipe.model.path} are quantised, and vLLM would get weights that are not"
         yield Problem(message, "name the original model, and quantise it with model.quantization", ("model", "path"))
 
 
-def _changed_base(recipe: Recipe, strategy: Strategy) -> Iterator[Problem]:
+def _changed_base(recipe: Recipe) -> Iterator[Problem]:
     """PiSSA and the like start by taking a part out of the base."""
     key = ("peft", "init_lora_weights")
     start = (recipe.peft or {}).get("init_lora_weights")
@@ -193,9 +124,6 @@ def _changed_base(recipe: Recipe, strategy: Strategy) -> Iterator[Problem]:
             yield Problem(
                 f"`init_lora_weights: {start}` needs weights that are not quantised", "use olora or true", key
             )
-        if strategy.kind == "FSDP" or zero_stage(strategy) == 3:
-            message = f"`init_lora_weights: {start}` needs whole weights, and {strategy.name} splits them"
-            yield Problem(message, "use launch.accelerate: ddp or zero2, or init_lora_weights: true", key)
     folder = adapter_folder(recipe.model) if recipe.model.adapter == "continue" else None
     if folder and changes_base(adapter_config(folder)) and row.reference != "none" and row.keeps_adapter:
         message = f"{folder} changes its base, and the frozen copy that {row.name} makes would change it once more"

@@ -14,6 +14,7 @@ from ptcli.plan.after import after_problems, after_step
 from ptcli.plan.arguments import argument
 from ptcli.plan.batch import Batch, batch_at_any_size, batch_of
 from ptcli.plan.colocate import colocate_notes, decide_colocate, uses_colocate
+from ptcli.plan.combinations import combination_notes, combination_problems
 from ptcli.plan.launch import (
     ACCELERATE_FILE,
     RECIPE_FILE,
@@ -76,7 +77,8 @@ def build_plan(recipe: Recipe, machine: Machine, *, output_dir: Path, server_onl
     recipe = with_evaluation(recipe, layout.world)
     decided, more = _decide(recipe, machine, layout, output_dir)
     if not server_only:
-        more += adapter_problems(recipe, layout, assumed=machine.assumed)
+        more += adapter_problems(recipe, assumed=machine.assumed)
+        more += combination_problems(recipe, layout, assumed=machine.assumed)
         more += _trainer_problems(recipe, layout)
         more += after_problems(recipe)
         more += training_problems(recipe, layout.device, layout.strategy.kind, assumed=machine.assumed)
@@ -96,8 +98,9 @@ def _decide(recipe: Recipe, machine: Machine, layout: Layout, output_dir: Path) 
     elif uses_colocate(recipe):
         rollouts, wrong = decide_colocate(recipe, layout, precision, facts)
         recipe = change(recipe, rollouts=rollouts)
-        problems += wrong + memory_problems(machine, layout, recipe)
+        problems += wrong
     resolved = resolve_recipe(recipe, layout, server, ports, precision=precision, output_dir=output_dir)
+    problems += memory_problems(machine, layout, resolved)
     return _Decided(resolved, machine, output_dir, layout, ports, server, precision, batch, facts), problems
 
 
@@ -210,7 +213,9 @@ def _unused_rollouts(recipe: Recipe) -> list[str]:
 
 def _training_notes(decided: _Decided) -> tuple[str, ...]:
     recipe = decided.recipe
-    return (*adapter_notes(recipe), *training_notes(recipe, decided.layout.strategy.kind, decided.facts))
+    kind = decided.layout.strategy.kind
+    more = combination_notes(recipe, decided.layout)
+    return (*adapter_notes(recipe), *more, *training_notes(recipe, kind, decided.facts))
 
 
 def _unknown(decided: _Decided, server: Server) -> list[str]:

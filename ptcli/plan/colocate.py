@@ -63,7 +63,6 @@ def decide_colocate(
         *_not_a_server(rollouts),
         *_not_the_engine(rollouts),
         *_parallel(recipe, layout, facts),
-        *_quantized(recipe),
         *_sleeping_on_cpu(recipe, layout),
         *length_problems(recipe, facts),
     ]
@@ -133,13 +132,6 @@ def _parallel(recipe: Recipe, layout: Layout, facts: Mapping[str, Any] | None) -
         message = f"tensor_parallel_size {tensor} does not divide the trainer's {layout.world} processes"
         return [Problem(message, f"legal sizes in colocate mode: {legal}", key)]
     return head_problems(tensor, layout.world, facts)
-
-
-def _quantized(recipe: Recipe) -> list[Problem]:
-    if not (recipe.model.quantization or {}).get("load_in_8bit"):
-        return []
-    message = "rollouts.mode: colocate does not work with 8-bit weights: vLLM cannot quantise them while it loads"
-    return [Problem(message, "use load_in_4bit, or rollouts.backend: transformers", ("model", "quantization"))]
 
 
 def _sleeping_on_cpu(recipe: Recipe, layout: Layout) -> list[Problem]:

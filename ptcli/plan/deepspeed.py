@@ -1,12 +1,14 @@
 """A DeepSpeed JSON file that an accelerate config names: found, read, compared with the recipe.
 
-transformers refuses a file that says other numbers than the training arguments, once the model is loaded.
+transformers refuses a file that says other numbers than the training arguments once the model is loaded, `"8"` for 8
+with a message that shows no difference (user-pain.md R6); a file's optimizer and scheduler silently take the place of
+the recipe's.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,20 @@ _SIZES = {
     "gradient_accumulation_steps": "gradient_accumulation_steps",
 }
 _PRECISIONS = ("bf16", "fp16")
+_OPTIMIZER = {
+    "optimizer.params.lr": "learning_rate",
+    "optimizer.params.eps": "adam_epsilon",
+    "optimizer.params.weight_decay": "weight_decay",
+    "scheduler.params.warmup_max_lr": "learning_rate",
+}
+_OPTIMIZERS = {
+    "adamw_torch": ("adam", "adamw"), "adamw_torch_fused": ("adam", "adamw"), "adamw_apex_fused": ("adam", "adamw"),
+    "lion_32bit": ("lion",), "adagrad": ("adagrad",), "sgd": ("sgd",),
+}  # fmt: skip
+"""`training.optim` -> what a DeepSpeed file calls it, in small letters. Its Adam decays weights as AdamW does."""
+_SCHEDULERS = {
+    "constant_with_warmup": ("warmuplr",), "linear": ("warmupdecaylr",), "cosine": ("warmupcosinelr",),
+}  # fmt: skip
 
 
 def find_file(name: str, accelerate_file: Path) -> Path | None:
@@ -59,31 +75,73 @@ def read_file(
 
 
 def conflicts_inside(values: Mapping[str, Any], recipe: Recipe, processes: int, key: KeyPath) -> list[Problem]:
-    """Numbers and precisions of the file that are not those of the recipe."""
-    per_device, accumulation = (argument(recipe, name, 1) for name in _SIZES.values())
+    """What the file says that is neither `auto` nor, type included, what the recipe says."""
+    problems = [
+        _conflict(name, said, value, own, recipe, key)
+        for name, (value, own) in _wanted(recipe, processes).items()
+        if not agrees(said := _said(values, name), value)
+    ]
+    return [*problems, *_replaced(values, recipe, key), *_steps(values, recipe, key)]
+
+
+def agrees(said: Any, wanted: Any) -> bool:
+    """Whether a value of the file is `auto`, or equal and of the same kind: 8 is 8.0, and neither `"8"` nor true."""
+    if said in ("auto", None):
+        return True
+    if isinstance(said, list) and isinstance(wanted, list):
+        return len(said) == len(wanted) and all(map(agrees, said, wanted))
+    return isinstance(said, bool) == isinstance(wanted, bool) and bool(said == wanted)
+
+
+def _wanted(recipe: Recipe, processes: int) -> dict[str, tuple[Any, str]]:
+    """Key of the file -> the value that it may have, and the training argument that this comes from."""
     wanted = {name: (argument(recipe, own, 1), own) for name, own in _SIZES.items()}
+    per_device, accumulation = (value for value, _ in wanted.values())
     wanted["train_batch_size"] = (per_device * accumulation * processes, "per_device_train_batch_size")
     wanted["gradient_clipping"] = (argument(recipe, "max_grad_norm"), "max_grad_norm")
-    said = {name: values.get(name, "auto") for name in wanted}
-    for name in _PRECISIONS:
-        wanted[f"{name}.enabled"] = (computes_in(recipe) == name, name)
-        said[f"{name}.enabled"] = _enabled(values, name)
-    return [
-        _conflict(name, said[name], value, own, recipe, key)
-        for name, (value, own) in wanted.items()
-        if said[name] not in ("auto", value)
-    ]
+    wanted |= {f"{name}.enabled": (computes_in(recipe) == name, name) for name in _PRECISIONS}
+    wanted |= {name: (argument(recipe, own), own) for name, own in _OPTIMIZER.items()}
+    betas = [argument(recipe, "adam_beta1"), argument(recipe, "adam_beta2")]
+    return wanted | {"optimizer.params.betas": (betas, "adam_beta1")}
+
+
+def _replaced(values: Mapping[str, Any], recipe: Recipe, key: KeyPath) -> Iterator[Problem]:
+    """An optimizer or schedule of the file's own, where the recipe asks for another. It may leave them to the file."""
+    for section, own, names in (("optimizer", "optim", _OPTIMIZERS), ("scheduler", "lr_scheduler_type", _SCHEDULERS)):
+        said, wanted = _said(values, f"{section}.type"), recipe.training.get(own)
+        if said is None or wanted is None or str(said).lower() in names.get(str(wanted), ()):
+            continue
+        message = f"the DeepSpeed file has {section} {json.dumps(said)}, which would take the place of {own} {wanted}"
+        yield Problem(message, f"delete its `{section}`, or leave training.{own} out", ("training", own))
+
+
+def _steps(values: Mapping[str, Any], recipe: Recipe, key: KeyPath) -> Iterator[Problem]:
+    """Lengths of the schedule. How many steps there are is known here only where the recipe says it."""
+    total, warmup = argument(recipe, "max_steps", -1), argument(recipe, "warmup_steps", 0)
+    known = {"total_num_steps": total if total > 0 else None, "warmup_num_steps": None if 0 < warmup < 1 else warmup}
+    owns = {"total_num_steps": "max_steps", "warmup_num_steps": "warmup_steps"}
+    for name, own in owns.items():
+        full = f"scheduler.params.{name}"
+        said, wanted = _said(values, full), known[name]
+        if wanted is None and said not in ("auto", None):
+            message = f"the DeepSpeed file says {full} {json.dumps(said)}, and the recipe leaves it open"
+            yield Problem(message, f'write "auto" there, or set training.{own}', key)
+        elif not agrees(said, wanted):
+            yield _conflict(full, said, wanted, own, recipe, key)
+
+
+def _said(values: Mapping[str, Any], name: str) -> Any:
+    """What the file has at a place with dots; None where there is nothing."""
+    found: Any = values
+    for part in name.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
 
 
 def for_cpu(values: Mapping[str, Any]) -> dict[str, Any]:
     """The file as a CPU run can use it: batch sizes are the recipe's, and there is no mixed precision."""
     sizes = {name: "auto" for name in (*_SIZES, "train_batch_size") if name in values}
     return {name: value for name, value in values.items() if name not in _PRECISIONS} | sizes
-
-
-def _enabled(values: Mapping[str, Any], name: str) -> Any:
-    section = values.get(name)
-    return section.get("enabled", "auto") if isinstance(section, Mapping) else "auto"
 
 
 def _conflict(name: str, said: Any, wanted: Any, own: str, recipe: Recipe, key: KeyPath) -> Problem:

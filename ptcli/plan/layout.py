@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from ptcli.errors import Problem
 from ptcli.methods import METHODS
-from ptcli.plan.accelerate import Strategy, load_strategy
+from ptcli.plan.accelerate import Strategy, load_strategy, sized
 from ptcli.plan.gpus import Split, asked, seen, split_gpus
 from ptcli.plan.model import Machine
 from ptcli.recipe.model import GPUs, Recipe
@@ -71,6 +71,7 @@ def decide_layout(recipe: Recipe, machine: Machine, *, trains: bool) -> tuple[La
         strategy = _shipped("single")
     known = device == "cpu" or processes is not None or bool(split.trainer and not split.problems)
     count = max(processes or len(split.trainer), 1)
+    strategy = sized(strategy, count, recipe.launch.nodes)
     return Layout(device or "cuda", strategy, split, count, recipe.launch.nodes, known), problems
 
 

@@ -204,7 +204,8 @@ class LaunchSpec(Section):
     """How the trainer's processes are started."""
 
     accelerate: str | None = None
-    """A file of accelerate_configs/ by name (single, ddp, fsdp2, zero2, zero3), or a path. Default: single or ddp."""
+    """A file of accelerate_configs/ by name (single, ddp, zero1, zero2, zero3, zero3_offload, fsdp2, fsdp2_offload,
+    fsdp2_qlora, hsdp), or a path. Default: single or ddp."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train. `auto` means GPUs, and their absence is an error."""
     gpus: Gpus | None = None

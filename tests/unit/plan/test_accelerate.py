@@ -36,11 +36,13 @@ def written(tmp_path: Path, **config: Any) -> str:
 
 
 def test_the_shipped_configs_are_those_of_the_top_folder(root: Path) -> None:
-    assert shipped_names() == ("ddp", "fsdp2", "single", "zero2", "zero3")
+    assert set(shipped_names()) == {
+        "single", "ddp", "fsdp2", "hsdp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2_offload", "fsdp2_qlora",
+    }  # fmt: skip
     assert {path.name for path in (root / "accelerate_configs").iterdir()} == {path.name for path in CONFIGS.iterdir()}
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp2", "single", "zero2", "zero3"])
+@pytest.mark.parametrize("name", shipped_names())
 def test_shipped_configs_are_clean_and_filled(name: str) -> None:
     found, problems = load_strategy(name)
     assert problems == []
@@ -52,7 +54,7 @@ def test_shipped_configs_are_clean_and_filled(name: str) -> None:
     assert "gpu_ids" not in config
     if found.kind == "DEEPSPEED":
         assert config["deepspeed_config"]["deepspeed_multinode_launcher"] == "standard"
-        assert config["deepspeed_config"]["zero_stage"] == int(name[-1])
+        assert config["deepspeed_config"]["zero_stage"] == int(name[4])
 
 
 def test_strings_that_look_like_booleans_stay_strings() -> None:
@@ -174,7 +176,7 @@ def test_an_unquoted_no_is_understood(tmp_path: Path) -> None:
     ("name", "text"),
     [
         ("zero4", "did you mean zero"),
-        ("horovod", "known: ddp, fsdp2, single, zero2, zero3"),
+        ("horovod", "known: ddp, fsdp2, fsdp2_offload, "),
         ("/no/file.yaml", "is not there"),
     ],
 )
@@ -200,6 +202,7 @@ def test_a_folder_is_no_config(tmp_path: Path) -> None:
 
 
 FSDP2 = {"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 2}}
+ZERO3 = {"zero_stage": 3, "zero3_save_16bit_model": True}
 
 
 @pytest.mark.parametrize(
@@ -219,7 +222,7 @@ FSDP2 = {"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 2}}
             "training.max_grad_norm is 1.0",
         ),
         (
-            {"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": 3}},
+            {"distributed_type": "DEEPSPEED", "deepspeed_config": ZERO3},
             {"auto_find_batch_size": True},
             "auto_find_batch_size",
             "ZeRO-3",
@@ -237,7 +240,7 @@ FSDP2 = {"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 2}}
             "FULL_STATE_DICT",
         ),
         (
-            {"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": 3}},
+            {"distributed_type": "DEEPSPEED", "deepspeed_config": ZERO3},
             {"save_only_model": True, "load_best_model_at_end": True},
             "save_only_model",
             "load_best_model_at_end",
@@ -260,16 +263,9 @@ def test_conflicts_with_the_recipe(
 
 
 def test_no_conflict_where_both_agree(recipe_of: Recipes) -> None:
-    deepspeed = {"gradient_accumulation_steps": 4, "gradient_clipping": 1.0, "zero_stage": 3}
+    deepspeed = {"gradient_accumulation_steps": 4, "gradient_clipping": 1.0} | ZERO3
     recipe = recipe_of("sft", training={"gradient_accumulation_steps": 4})
     assert conflicts(strategy(distributed_type="DEEPSPEED", deepspeed_config=deepspeed), recipe, 4, "cuda") == []
-
-
-def test_online_methods_cannot_split_sequences(recipe_of: Recipes) -> None:
-    config = FSDP2 | {"parallelism_config": {"parallelism_config_dp_shard_size": 2, "parallelism_config_cp_size": 2}}
-    assert conflicts(strategy(**config), recipe_of("sft"), 4, "cuda") == []
-    (problem,) = conflicts(strategy(**config), recipe_of("grpo"), 4, "cuda")
-    assert "cannot split sequences" in str(problem)
 
 
 def test_fsdp_on_a_cpu_would_silently_be_ddp(recipe_of: Recipes) -> None:

@@ -223,7 +223,7 @@ GRPO: dict[str, Any] = {"method": "grpo"}
         ),
         ({"launch": {"processes": 2}}, "launch.processes", "say launch.gpus"),
         ({"launch": {"accelerate": "single", "gpus": 2}}, "launch.accelerate", "is for one process"),
-        ({"launch": {"accelerate": "zero1"}}, "launch.accelerate", "did you mean zero"),
+        ({"launch": {"accelerate": "zero4"}}, "launch.accelerate", "did you mean zero"),
         ({"launch": {"device": "cpu", "gpus": 2}}, "launch.gpus", "launch.device is cpu"),
         ({"launch": {"device": "cpu", "accelerate": "fsdp2"}}, "launch.accelerate", "silently turns into DDP"),
         ({"launch": {"nodes": 2}, "machine": "3x8"}, "launch.nodes", "describes 3"),
@@ -393,7 +393,8 @@ def test_memory_is_said_where_it_is_known(plan_of: Plans) -> None:
     memory = good(plan_of("grpo", "2x80GiB", rollouts={"gpus": 1})).memory
     assert memory["trainer_gpu_bytes"] == 80 * 2**30
     assert memory["rollouts_vllm_bytes"] == int(80 * 2**30 * 0.9)
-    assert good(plan_of("sft", "2")).memory == {}
+    assert "trainer_gpu_bytes" not in good(plan_of("sft", "2")).memory
+    assert good(plan_of("sft", Machine(gpus=(), cpus=2), launch={"device": "cpu"})).memory == {}
 
 
 SECRET = {"launch": {"gpus": 1, "env": {"WANDB_API_KEY": "${oc.env:WANDB_API_KEY}", "A": "two words"}}}

@@ -60,11 +60,12 @@ def test_numbers_that_are_not_the_recipes(
 
 def test_on_a_cpu_sizes_and_precision_are_the_recipes(plan_of: Plans, config: Callable[..., str]) -> None:
     """What --smoke needs: it makes batches small, and there is no bf16."""
-    values = {"zero_optimization": {"stage": 3}, "bf16": {"enabled": True}, "train_batch_size": 512}
+    zero3 = {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}
+    values = {"zero_optimization": zero3, "bf16": {"enabled": True}, "train_batch_size": 512}
     plan = plan_of("sft", launch={"accelerate": config(values), "device": "cpu", "processes": 2}).plan
     assert plan is not None
     written = json.loads(plan.files["deepspeed.json"])
-    assert written == {"zero_optimization": {"stage": 3}, "train_batch_size": "auto"}
+    assert written == {"zero_optimization": zero3, "train_batch_size": "auto"}
     assert any("DeepSpeed file" in note for note in plan.notes)
 
 
