@@ -8,7 +8,7 @@ from typing import Any
 
 from ptcli.methods import METHODS
 from ptcli.plan.colocate import uses_colocate
-from ptcli.plan.memory import describe_split
+from ptcli.plan.memory import describe_memory, describe_split
 from ptcli.plan.model import Plan, Server, Step
 from ptcli.plan.reference import describe_reference
 from ptcli.plan.script import PASTED_END, clean_environment, pasted_server, shell_command
@@ -78,6 +78,7 @@ def _summary(plan: Plan) -> list[str]:
         *[("rollouts", text) for text in _rollouts(plan)],
         *[("trainer", text) for text in _trainer(plan)],
         *[("batch", text) for text in _batch(plan.batch)],
+        *[("memory", text) for text in describe_memory(plan.memory)],
         ("output", str(plan.output_dir)),
         ("files", ", ".join(plan.files)),
     ]

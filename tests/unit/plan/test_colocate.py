@@ -36,7 +36,7 @@ def model_of(folder: Path, gib: float) -> dict[str, Any]:
     folder.mkdir()
     rows = int(gib * GIB) // 4096
     entry = {"dtype": "F32", "shape": [rows, 1024], "data_offsets": [0, rows * 4096]}
-    header = json.dumps({"model.embed_tokens.weight": entry}).encode()
+    header = json.dumps({"model.layers.0.mlp.up_proj.weight": entry}).encode()
     with (folder / "model.safetensors").open("wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
         file.truncate(8 + len(header) + rows * 4096)
@@ -180,14 +180,16 @@ def test_the_memory_split_is_in_the_plan(plan_of: Plans, tmp_path: Path) -> None
     plan = good(plan_of("grpo", rollouts=COLOCATE, model=model))
     assert render_json(plan)["memory"] == {
         "trainer_gpu_bytes": 80 * GIB, "rollouts_vllm_bytes": 24 * GIB, "trainer_left_bytes": 56 * GIB,
-        "rollouts_weights_bytes": GIB // 2, "trainer_least_bytes": 4 * GIB,
+        "rollouts_weights_bytes": GIB // 2, "rollouts_cache_bytes": 24 * GIB - GIB // 2,
+        "parameters": GIB // 4, "trained_parameters": GIB // 4, "trainer_least_bytes": 4 * GIB,
+        "trainer": {"weights": GIB, "gradients": GIB, "optimizer": 2 * GIB}, "trainer_largest": "optimizer",
     }  # fmt: skip
     text = "of each GPU's 80.0 GiB: 24.0 GiB for vLLM (weights 0.5 GiB, the rest for the KV cache), 56.0 GiB for "
     assert text + "training (weights, gradients and optimizer take at least 4.0 GiB)" in render_text(plan)
     unknown = good(plan_of("grpo", rollouts=COLOCATE, model={"path": "org/model"}))
     assert "trainer_least_bytes" not in unknown.memory
     assert "56.0 GiB for training\n" in render_text(unknown)
-    assert good(plan_of("grpo", "8", rollouts=COLOCATE)).memory == {}
+    assert "trainer_gpu_bytes" not in good(plan_of("grpo", "8", rollouts=COLOCATE)).memory
 
 
 @pytest.mark.parametrize(
@@ -199,11 +201,11 @@ def test_the_memory_split_is_in_the_plan(plan_of: Plans, tmp_path: Path) -> None
         ({"accelerate": "zero2"}, {}, 2 + 2 / 8 + 12 / 8),  # bf16 weights on each, bf16 gradients and fp32 states split
         ({"accelerate": "zero3"}, {}, 16 / 8),
         ({"accelerate": "zero3"}, {"training": {"bf16": False}}, 16 / 8),
-        ({}, {"training": {"optim": "adamw_bnb_8bit"}}, 8),
+        ({}, {"training": {"optim": "adamw_bnb_8bit"}}, 8 + 2 * (1 + 4 / 256)),
         ({}, {"peft": {"type": "lora", "r": 8}}, 4),
         ({"accelerate": "zero2"}, {"peft": {"type": "lora", "r": 8}}, 2),
         ({"accelerate": "zero2"}, {"peft": {"type": "lora", "r": 8}, "training": {"bf16": False}}, 4),
-        ({}, {"peft": {"type": "lora"}, "model": {"quantization": {"load_in_4bit": True}}}, 0.5),
+        ({}, {"peft": {"type": "lora"}, "model": {"quantization": {"load_in_4bit": True}}}, 0.5 + 4 / 64),
         ({}, {"model": {"dtype": "bfloat16"}}, 8),
     ],
 )
