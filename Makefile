@@ -26,10 +26,11 @@ demo: install  ## GRPO with a real vLLM server on this CPU, weights synced after
 	$(BIN)/ptcli train recipes/demo.yaml seed=$(SEED) output_dir=runs/demo --overwrite
 
 test: check  ## everything that proves the project, in under 25 minutes on 2 cores
-	$(BIN)/pytest tests/unit tests/integration -q
+	$(BIN)/pytest tests/unit -q -n 2
+	$(BIN)/pytest tests/integration -q
 
 test-unit: install  ## the tests that need no torch: about a minute
-	$(BIN)/pytest tests/unit -q
+	$(BIN)/pytest tests/unit -q -n 2
 
 test-long: install  ## fault harness, several engines, many repeats
 	$(BIN)/pytest tests/long -q
