@@ -1,4 +1,7 @@
-"""Plans against the programs that read them: accelerate's parser and config loader, vLLM's parser, TRL's configs."""
+"""Plans against the programs that read them: accelerate's parser, vLLM's, TRL's configs.
+
+The shipped launch configs are in test_accelerate_configs.py.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,6 @@ from ptcli.plan.machine import assume_machine, parse_visible_devices
 from ptcli.plan.model import Machine, Plan, Step
 from ptcli.recipe.loading import load_recipe
 from ptcli.recipe.model import Recipe
-
-STRATEGIES = ("single", "ddp", "fsdp2", "zero2", "zero3")
 
 
 def make_recipe(**sections: Any) -> Recipe:
@@ -57,42 +58,6 @@ def launch_arguments() -> Callable[[Step], Any]:
         return _validate_launch_command(launch_command_parser().parse_args(list(step.argv[2:])))[0]
 
     return parse
-
-
-# FSDP on a CPU is missing: it is refused, because accelerate would run DDP.
-WHERE = [pair for pair in itertools.product(STRATEGIES, ("cpu", "cuda")) if pair != ("fsdp2", "cpu")]
-
-
-@pytest.mark.parametrize(("strategy", "device"), WHERE)
-def test_accelerate_takes_command_and_config(
-    launch_arguments: Callable[[Step], Any], tmp_path: Path, strategy: str, device: str
-) -> None:
-    count = 1 if strategy == "single" else 2
-    machine = Machine(gpus=()) if device == "cpu" else assume_machine("8x80GiB")
-    launch = {"processes": count, "device": "cpu"} if device == "cpu" else {"gpus": count}
-    plan = make_plan(machine, tmp_path, launch=launch | {"accelerate": strategy})
-    arguments = launch_arguments(trainer(plan))
-    assert (arguments.num_processes, arguments.num_machines, arguments.machine_rank) == (count, 1, 0)
-    assert arguments.mixed_precision == ("no" if device == "cpu" else "bf16")
-    assert bool(arguments.use_cpu) is (device == "cpu")
-    assert (arguments.use_deepspeed, arguments.use_fsdp) == (strategy.startswith("zero"), strategy == "fsdp2")
-    assert arguments.multi_gpu is (strategy == "ddp")
-    assert arguments.module is True
-    assert arguments.training_script == "ptcli.train.worker"
-    assert arguments.training_script_args == [str(tmp_path / "recipe.resolved.yaml")]
-
-
-def test_deepspeed_and_fsdp_settings_arrive(launch_arguments: Callable[[Step], Any], tmp_path: Path) -> None:
-    zero3 = launch_arguments(trainer(make_plan(assume_machine("4"), tmp_path, launch={"accelerate": "zero3"})))
-    assert (zero3.zero_stage, zero3.deepspeed_multinode_launcher, zero3.zero3_init_flag) == (3, "standard", True)
-    fsdp = launch_arguments(trainer(make_plan(assume_machine("4"), tmp_path, launch={"accelerate": "fsdp2"})))
-    assert (fsdp.fsdp_version, fsdp.fsdp_state_dict_type) == (2, "FULL_STATE_DICT")
-
-
-def test_several_nodes(launch_arguments: Callable[[Step], Any], tmp_path: Path) -> None:
-    plan = make_plan(assume_machine("2x4"), tmp_path, launch={"accelerate": "zero2", "nodes": 2})
-    read = [launch_arguments(step) for step in plan.steps]
-    assert [(each.num_processes, each.num_machines, each.machine_rank) for each in read] == [(8, 2, 0), (8, 2, 1)]
 
 
 def test_a_file_of_accelerate_config(launch_arguments: Callable[[Step], Any], tmp_path: Path) -> None:
