@@ -96,7 +96,7 @@ def is_local(path: str) -> bool:
 
 def cached_snapshot(repository: str, revision: str | None = None) -> Path | None:
     """Folder of a hub model in the local Hugging Face cache; None when it is not there."""
-    folder = _hub_cache() / f"models--{repository.replace('/', '--')}"
+    folder = hub_cache() / f"models--{repository.replace('/', '--')}"
     try:
         commit = (folder / "refs" / (revision or "main")).read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
@@ -105,7 +105,8 @@ def cached_snapshot(repository: str, revision: str | None = None) -> Path | None
     return snapshot if commit and os.path.isdir(snapshot) else None
 
 
-def _hub_cache() -> Path:
+def hub_cache() -> Path:
+    """Folder of the local Hugging Face cache, where the libraries look for it."""
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if os.environ.get(name):
             return Path(os.environ[name]).expanduser()

@@ -1,4 +1,4 @@
-"""`ptcli doctor` where nothing is measured: what it says without --math, and a child that dies."""
+"""`ptcli doctor` where nothing is measured: requests that are wrong, and a child that dies."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from pathlib import Path
 import pytest
 
 
-def test_without_a_check_it_says_which_there_is(ptcli) -> None:
-    result = ptcli("doctor")
+def test_the_mathematics_take_no_recipe(ptcli) -> None:
+    result = ptcli("doctor", "recipes/sft.yaml", "--math")
     assert result.code == 2
-    assert "ptcli doctor --math" in result.err
+    assert "leave RECIPE out" in result.err
+
+
+def test_a_recipe_that_is_wrong_anywhere_is_a_wrong_request(ptcli, root: Path) -> None:
+    """The same errors as `ptcli train` prints, and nothing is looked at."""
+    result = ptcli("doctor", root / "recipes/sft.yaml", "training.learning_rat=1")
+    assert result.code == 2
+    assert "did you mean `learning_rate`?" in result.err
     assert result.out == ""
-
-
-def test_a_recipe_is_not_taken_yet(ptcli) -> None:
-    assert ptcli("doctor", "recipes/sft.yaml", "--math").code == 2
 
 
 @pytest.mark.parametrize(
