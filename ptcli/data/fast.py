@@ -37,6 +37,8 @@ _MOST_MISSES = 5
 _MOST_SCHEMAS = 64
 _LOOKED_AT = frozenset(("margin", "tools", "chat_template_kwargs", "conversations", "image", "images"))
 """Columns whose values rules look at."""
+_NO_NAME = re.compile(r'["\\\x00-\x1f\ud800-\udfff]')
+"""What msgspec has in no name of a field."""
 _FORMS = frozenset(("messages", "text", "prompt", "prompt-completion", "unpaired", "pairs", "steps"))
 _GLUED: tuple[str, Severity, str] = ("boundary-whitespace", "warning", "glued")
 """The hit that good rows may have: the first one in a block has the words of the finding, the others are counted."""
@@ -292,6 +294,8 @@ class _Columns:
         extras = tuple(name for name in plan.columns if name not in self._typed)
         judge = self._judge
         if judge is None or not _LOOKED_AT.isdisjoint(extras) or not set(FORMAT_COLUMNS).isdisjoint(extras):
+            return None
+        if any(_NO_NAME.search(name) for name in plan.columns):
             return None
         struct = msgspec.defstruct(
             "_Row",

@@ -186,3 +186,27 @@ def test_roles(method: str) -> None:
         rows += [dict(zip(rows[0], chats, strict=True)), rows[0]]
     by_columns, by_rows, _ = both(lines_with(rows), method)
     assert by_columns == by_rows
+
+
+@pytest.mark.parametrize("name", ["sft messages", "dpo chats", "sft text"])
+def test_changed_bytes(name: str) -> None:
+    """Lines some bytes of which were lost, doubled or replaced by what means something in JSON."""
+    random = Random(name)
+    method, row = GOOD_ROWS[name]
+    for _ in range(ROUNDS):
+        lines = lines_with([row] * 40)
+        for place in random.sample(range(1, 40), 12):
+            letters = bytearray(lines[place])
+            for _ in range(random.choice((1, 1, 2))):
+                at = random.randrange(1, len(letters) - 3)
+                letters[at : at + random.choice((0, 1, 1, 2))] = random.choice(CHANGES)
+            lines[place] = bytes(letters)
+        by_columns, by_rows, _ = both(lines, method)
+        assert by_columns == by_rows, lines
+
+
+ROUNDS = 40
+CHANGES = (
+    b"", b'"', b"\\", b"\\\\", b'\\"', b"{", b"}", b"[", b"]", b",", b":", b" ", b"\\u0041", b"\\u00e9", b"\\ud83d",
+    b"\\ud83d\\ude00", b"\\u12", b"\\x", b"\xff", b"\xc3\xa9", b"\t", b"\x00", b"1", b'": "', b'"}, {"', b"\\n", b"\\/",
+)  # fmt: skip

@@ -159,6 +159,14 @@ def test_rows_judged_together(method: str) -> None:
         assert fast == slow
 
 
+@pytest.mark.parametrize("name", ['a "b"', "a\\b", "a\nb", "\x00", "\ud800", "", "class", "é", "\x7f"])
+def test_columns_of_odd_names(name: str) -> None:
+    lines = [json.dumps({"text": f"Text {n}", name: n}).encode() for n in range(40)]
+    fast, slow, _ = both(lines, "sft")
+    assert fast == slow
+    assert fast.rows == 40
+
+
 def test_objects_across_lines() -> None:
     """As many objects as lines, but not one a line."""
     good = [json.dumps({"text": f"Text {n}"}).encode() for n in range(64)]
