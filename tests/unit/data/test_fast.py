@@ -164,7 +164,7 @@ def test_columns_of_odd_names(name: str) -> None:
     lines = [json.dumps({"text": f"Text {n}", name: n}).encode() for n in range(40)]
     fast, slow, _ = both(lines, "sft")
     assert fast == slow
-    assert fast.rows == 40
+    assert fast.rows == (0 if name == "\ud800" else 40)  # which is no UTF-8
 
 
 def test_objects_across_lines() -> None:
