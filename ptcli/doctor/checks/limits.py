@@ -45,7 +45,7 @@ class Limits:
 def read_limits(needs: Needs) -> Limits:
     """Ask the kernel."""
     memory = psutil.virtual_memory()
-    limit, used = _container_memory()
+    limit, used = container_memory()
     return Limits(
         shm_free=_free(Path("/dev/shm")),
         files=resource.getrlimit(resource.RLIMIT_NOFILE),
@@ -142,7 +142,7 @@ def _free(place: Path) -> int | None:
         return None
 
 
-def _container_memory(root: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
+def container_memory(root: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
     """Limit and use of the control group, in bytes; 0 for no limit. Version 2, then version 1."""
     for limit, used in (
         ("memory.max", "memory.current"),

