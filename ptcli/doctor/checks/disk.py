@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +44,7 @@ class FileSystem:
 
 def places(needs: Needs) -> tuple[Place, ...]:
     """Where a run writes, and how much at least."""
-    temporary = Place("temporary files", Path(tempfile.gettempdir()), 100 * MB, 1 * GB)
+    temporary = Place("temporary files", _temporary(), 100 * MB, 1 * GB)
     known = needs.writes or 0
     output = Place(
         "output_dir", needs.output_dir, max(known, 100 * MB), max(2 * known, 1 * GB if needs.recipe else 20 * GB)
@@ -53,6 +52,11 @@ def places(needs: Needs) -> tuple[Place, ...]:
     if needs.recipe is not None and not needs.downloads:
         return output, temporary
     return output, Place("Hugging Face cache", hub_cache(), 1 * GB, 10 * GB), temporary
+
+
+def _temporary() -> Path:
+    """As it is set: `tempfile.gettempdir` goes to the next one where it cannot write, other programs do not."""
+    return Path(os.environ.get("TMPDIR") or "/tmp")
 
 
 def read_disk(needs: Needs) -> tuple[FileSystem, ...]:

@@ -77,11 +77,17 @@ class Probe:
 
 
 def targets(needs: Needs) -> tuple[str, ...]:
-    """What is imported for these needs, in the order that tells most: torch first, vLLM last."""
-    found = ["torch", "transformers:PreTrainedModel", "accelerate", "peft", needs.trainer or "trl"]
-    found += [_MODULES[name] for name in sorted(needs.packages) if name in _MODULES]
+    """What is imported for these needs, each after what it imports itself: the first to fail is the one at fault."""
     wanted = needs.vllm or (needs.vllm is None and find_spec("vllm") is not None)
-    return (*found, *([_VLLM] if wanted and find_spec("vllm") is not None else []))
+    return (
+        "torch",
+        "transformers:PreTrainedModel",
+        *(_MODULES[name] for name in sorted(needs.packages) if name in _MODULES),
+        "accelerate",
+        "peft",
+        *([_VLLM] if wanted and find_spec("vllm") is not None else []),
+        needs.trainer or "trl",
+    )
 
 
 def read_imports(needs: Needs, view: View, *, seconds: float = SECONDS) -> Probe:
@@ -90,12 +96,19 @@ def read_imports(needs: Needs, view: View, *, seconds: float = SECONDS) -> Probe
     Raises:
         Interrupted: on a signal; nothing is left behind.
     """
-    with tempfile.TemporaryDirectory(prefix="ptcli-doctor-") as folder:
-        result, log = Path(folder, "result.jsonl"), Path(folder, "probe.log")
-        result.touch()
-        argv = (sys.executable, "-m", "ptcli.doctor.probe", str(result), *targets(needs))
-        ended = _run(Step("doctor", 0, argv, {"VLLM_NO_USAGE_STATS": "1"}, ()), result, log, view, seconds)
-        return read_result(_lines(result), ended, _last_line(log))
+    try:
+        with tempfile.TemporaryDirectory(prefix="ptcli-doctor-") as folder:
+            return _read_in(Path(folder), needs, view, seconds)
+    except OSError as error:  # a full disk must not keep the line that says so from being printed
+        return Probe(died=f"nothing was imported, for want of a temporary folder: {error.strerror or error}")
+
+
+def _read_in(folder: Path, needs: Needs, view: View, seconds: float) -> Probe:
+    result, log = folder / "result.jsonl", folder / "probe.log"
+    result.touch()
+    argv = (sys.executable, "-m", "ptcli.doctor.probe", str(result), *targets(needs))
+    ended = _run(Step("doctor", 0, argv, {"VLLM_NO_USAGE_STATS": "1"}, ()), result, log, view, seconds)
+    return read_result(_lines(result), ended, _last_line(log))
 
 
 def _run(step: Step, result: Path, log: Path, view: View, seconds: float) -> int | None:
@@ -130,9 +143,13 @@ def read_result(lines: list[dict[str, Any]], ended: int | None, last_line: str) 
 
 
 def judge_imports(probe: Probe) -> list[Finding]:
-    """A finding for each import that failed, one for all that went well."""
+    """A finding for each error, with all that it kept from being imported, and one for all that went well."""
     torch = next((each for each in probe.imported if each.module == "torch"), Imported("torch"))
-    failed = [_failure(each, torch.facts.get("version", "")) for each in probe.imported if each.error]
+    by_error: dict[str, list[Imported]] = {}
+    for each in probe.imported:
+        if each.error:
+            by_error.setdefault(each.error, []).append(each)
+    failed = [_failure(group, torch.facts.get("version", "")) for group in by_error.values()]
     fine = [each.module for each in probe.imported if not each.error]
     passed = [Finding("imports", "pass", f"{', '.join(fine)} can be imported")] if fine else []
     died = [Finding("imports", "fail", probe.died, _died_fix(probe.died))] if probe.died else []
@@ -180,13 +197,16 @@ def _versions(torch: dict[str, Any], driver: tuple[int, int] | None) -> Iterator
         yield Finding("cuda", "pass", f"torch's CUDA {wanted} runs on the driver, which can do {can}")
 
 
-def _failure(imported: Imported, torch: str) -> Finding:
-    message = f"{imported.module} cannot be imported: {imported.error}"
-    if imported.shadowed:
-        fix = f"move {imported.shadowed} away: it hides the {imported.module} that is installed"
+def _failure(group: list[Imported], torch: str) -> Finding:
+    """What failed with the same error: the first of them is at fault, the others import it."""
+    error = group[0].error
+    message = f"{', '.join(each.module for each in group)} cannot be imported: {error}"
+    hiding = next((each for each in group if each.shadowed), None)
+    if hiding:
+        fix = f"move {hiding.shadowed} away: it hides the {hiding.module} that is installed"
         return Finding("imports", "fail", message, fix)
-    fix = _remedy(imported.error, _REMEDIES, torch=torch.partition("+")[0])
-    return Finding("imports", "fail", message, fix or _reinstall(imported.module))
+    fix = _remedy(error, _REMEDIES, torch=torch.partition("+")[0])
+    return Finding("imports", "fail", message, fix or _reinstall(group[0].module))
 
 
 def _remedy(error: str, remedies: tuple[tuple[str, str], ...], torch: str = "") -> str:
@@ -207,6 +227,8 @@ def _died_fix(died: str) -> str:
         return "this CPU lacks instructions that the build uses: install a build for it"
     if "SIGKILL" in died:
         return "main memory ran out, most likely: see the line `memory`"
+    if "temporary folder" in died:
+        return "free disk space, or export TMPDIR=/elsewhere: see the line `disk`"
     if "too long" in died:
         return "copy the environment to a local disk, if it lies on a network file system, and try again"
     return f"{PIP} install --force-reinstall --no-deps what it was importing"

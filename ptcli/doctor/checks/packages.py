@@ -127,7 +127,12 @@ def _missing(packages: Packages, pins: Mapping[str, _Pin], needs: Needs) -> Iter
     for name in sorted(needs.packages):
         if name not in packages.versions:
             message = f"{name} is not installed, and the recipe needs it ({OPTIONAL[name]})"
-            yield Finding("packages", "fail", message, (pins.get(name) or _Pin((Requirement(name),))).install(cpu=needs.device == "cpu"))
+            yield Finding(
+                "packages",
+                "fail",
+                message,
+                (pins.get(name) or _Pin((Requirement(name),))).install(cpu=needs.device == "cpu"),
+            )
     if needs.flash_attention and not {"flash-attn", "kernels"} & packages.versions.keys():
         message = "neither flash-attn nor kernels is installed, and the recipe has flash_attention_2"
         yield Finding("packages", "fail", message, f"{PIP} install flash-attn --no-build-isolation")

@@ -72,8 +72,9 @@ def test_what_is_imported_follows_the_needs() -> None:
     sft = targets(Needs("r.yaml", "cuda", trainer="trl:SFTTrainer", vllm=False))
     assert sft == ("torch", "transformers:PreTrainedModel", "accelerate", "peft", "trl:SFTTrainer")
     online = Needs("r.yaml", "cpu", trainer="trl:GRPOTrainer", vllm=True, packages=frozenset({"vllm", "deepspeed"}))
-    assert targets(online)[4:] == ("trl:GRPOTrainer", "deepspeed", "vllm,vllm.distributed.weight_transfer,vllm:LLM")
-    assert targets(Needs())[-1].startswith("vllm")
+    vllm = "vllm,vllm.distributed.weight_transfer,vllm:LLM"
+    assert targets(online)[2:] == ("deepspeed", "accelerate", "peft", vllm, "trl:GRPOTrainer")
+    assert targets(Needs())[-2:] == (vllm, "trl")
 
 
 # --- what it left ----------------------------------------------------------------------------------------------------
@@ -116,6 +117,13 @@ def test_a_failed_import_says_what_mends_it(error: str, fix: str) -> None:
     assert passed.message == "torch can be imported"
     assert failed.message == f"vllm cannot be imported: {error}"
     assert fix in failed.fix
+
+
+def test_what_fails_with_the_same_error_is_told_once() -> None:
+    """torch that is broken takes all others with it."""
+    (finding,) = judge_imports(Probe(tuple(Imported(name, "ImportError: no") for name in ("torch", "peft", "trl"))))
+    assert finding.message == "torch, peft, trl cannot be imported: ImportError: no"
+    assert "torch==" in finding.fix
 
 
 def test_a_module_that_hides_the_installed_one_is_to_be_moved_away() -> None:
