@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("tests.smoke_runs")
+pytest.register_assert_rewrite("tests.smoke_runs", "tests.strategies")
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,8 +55,8 @@ def ptcli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
 def ptcli_process() -> Callable[..., Result]:
     """Runs a ptcli command as a user does."""
 
-    def run(*arguments: object, cwd: Path = ROOT, timeout: float = 300) -> Result:
-        command = [sys.executable, "-m", "ptcli", *map(str, arguments)]
+    def run(*arguments: object, cwd: Path = ROOT, timeout: float = 300, module: str = "ptcli") -> Result:
+        command = [sys.executable, "-m", module, *map(str, arguments)]
         env = os.environ | {"HF_HUB_OFFLINE": "1"}
         done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
         return Result(done.returncode, done.stdout, done.stderr)
