@@ -149,12 +149,17 @@ class Method:
     """True when the trainer's reference for a new adapter is the policy with it off. Else ptcli hands it a model."""
     keeps_adapter: bool = True
     """True when the trainer's reference for an adapter that is trained on is a copy of it. Else ptcli hands it one."""
+    copies_reference: bool = False
+    """True when the trainer's reference, for want of another, is a copy of the policy in memory, which ZeRO-3 has in
+    parts. Then ptcli hands it one."""
     reads_output_layer: ReadsOutputLayer = "no"
     """When the loss reads the output layer's weight itself, so that an adapter on it would not be trained."""
     virtual_tokens: bool = False
     """True when the trainer knows of the tokens that prompt tuning puts before a row's own."""
     fsdp: bool = True
     """False when the trainer has no way to run under FSDP."""
+    resumes: bool = True
+    """False when the trainer cannot go on from a checkpoint."""
     precomputes_whole: bool = False
     """True when the trainer computes the reference's log-probabilities ahead only with weights that are not split."""
     arguments: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -218,7 +223,7 @@ _ROWS = (
         "bco", "binary classifier optimisation", "trl.experimental.bco:BCOTrainer", "trl.experimental.bco:BCOConfig",
         (_D.UNPAIRED_PREFERENCE, _D.PREFERENCE), "builtin:arithmetic-unpaired", takes=("ref_model",),
         evaluates="one set", last_release="1.13.0",
-        reference="always", keeps_adapter=False, precomputes_whole=True,
+        reference="always", keeps_adapter=False, precomputes_whole=True, copies_reference=True,
         encoder="ptcli.data.tokens.handmade:BCO",
         data=DataTraits(
             template_kwargs=True, implicit_prompt="row by row", checks_last_role=True, strict_labels=True,
@@ -246,7 +251,7 @@ _ROWS = (
         "trl.experimental.online_dpo:OnlineDPOConfig", (_D.PROMPT_ONLY,), "builtin:arithmetic", online=True,
         batching=Batching.PAIRS, evaluates="nothing", needs=("rewards",), takes=("ref_model",), backends=_ROLLOUTS,
         reward_arguments=_REWARDED,
-        reference="always",
+        reference="always", copies_reference=True,
         encoder="ptcli.data.tokens.prompts:OnlineDPO",
         data=DataTraits(empty_prompt="error", withheld=("prompt",)),
     ),
@@ -257,7 +262,7 @@ _ROWS = (
         backends=("transformers",),
         same_vocabulary=("reward_model",), arguments=MappingProxyType({"reward_funcs": "reward_model"}),
         last_release="1.13.0",
-        reference="always", switches_adapter_off=False,
+        reference="always", switches_adapter_off=False, copies_reference=True,
         encoder="ptcli.data.tokens.prompts:XPO",
         data=_PROMPTS,
     ),
@@ -268,7 +273,7 @@ _ROWS = (
         backends=("transformers",),
         same_vocabulary=("reward_model",), arguments=MappingProxyType({"reward_funcs": "reward_model"}),
         last_release="1.13.0",
-        reference="always", switches_adapter_off=False,
+        reference="always", switches_adapter_off=False, copies_reference=True,
         encoder="ptcli.data.tokens.prompts:XPO",
         data=_PROMPTS,
     ),
@@ -278,7 +283,8 @@ _ROWS = (
         needs=("reward_model",), takes=("value_model", "ref_model"),
         stand_ins=MappingProxyType({"value_model": "reward_model"}), same_vocabulary=("reward_model", "value_model"),
         prompts="tokens", stop_arguments=("stop_token", "stop_token_id"), wants_eval=True, evaluates="one set",
-        last_release="1.12.0", reference="always", keeps_adapter=False, fsdp=False,
+        last_release="1.12.0", reference="always", keeps_adapter=False, copies_reference=True, fsdp=False,
+        resumes=False,
         encoder="ptcli.data.tokens.prompts:PPO",
         data=DataTraits(token_columns=(("input_ids",),), empty_prompt="error"),
     ),

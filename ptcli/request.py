@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ptcli.plan.slurm import Job
     from ptcli.recipe.loading import SourceMap
     from ptcli.recipe.model import Recipe
+    from ptcli.run.resume import Resumption
 
 SMOKE_NO_PROGRESS_SECONDS = 60.0
 
@@ -51,8 +52,12 @@ class Accepted:
     """Where each key of the recipe was written, for what is found out later."""
     job: Job | None = None
     """The job that runs the plan, with `launcher: slurm`."""
-    resumes: bool = False
-    """What an earlier run left in the output directory is gone on with."""
+    resumption: Resumption | None = None
+    """Where it goes on, with `--resume`."""
+
+    @property
+    def resumes(self) -> bool:
+        return self.resumption is not None
 
 
 def plan_request(request: Request) -> Plan:
@@ -70,6 +75,7 @@ def accept(request: Request) -> Accepted:
     from ptcli.plan.slurm import place_problems
     from ptcli.recipe.loading import load_recipe
     from ptcli.run.inputs import check_inputs
+    from ptcli.run.resume import resume
 
     _check_working_directory()
     if request.smoke and request.launcher != "local":
@@ -89,11 +95,10 @@ def accept(request: Request) -> Accepted:
         cleared = () if request.server_only else check_inputs(recipe, output_dir)
         place = place_problems(output_dir) if request.launcher == "slurm" else ()
         problems += [loaded.sources.locate(problem) for problem in (*planned.problems, *cleared, *place)]
-    if plan and request.resumes:
-        from ptcli.run.resume import resume
-
-        resumed = resume(plan, request.resume_from)
-        plan, problems = resumed.plan, [*problems, *resumed.problems]
+    resumption = resume(plan, request.resume_from) if plan and request.resumes else None
+    if resumption:
+        plan = resumption.plan
+        problems += [loaded.sources.locate(problem) for problem in resumption.problems]
     if problems or plan is None:
         raise RequestError(_once(problems))
     if request.smoke:
@@ -102,7 +107,7 @@ def accept(request: Request) -> Accepted:
         plan = replace(plan, smoke=True, no_progress_seconds=limit, notes=(*replacements, *plan.notes))
     job = _job(request, plan, recipe)
     plan = replace(plan, notes=(*plan.notes, *(job.notes if job else ())))
-    return Accepted(plan, loaded.sources, job, resumes=request.resumes)
+    return Accepted(plan, loaded.sources, job, resumption=resumption)
 
 
 def _job(request: Request, plan: Plan, recipe: Recipe) -> Job | None:

@@ -27,7 +27,7 @@ from ptcli.events import Event
 from ptcli.plan.model import Server
 from ptcli.recipe.model import NO_PROGRESS_SECONDS
 
-Phase = Literal["loading", "training", "saving", "finished"]
+Phase = Literal["loading", "training", "saving", "stopped", "finished"]
 
 SHORTEST_LIMIT = NO_PROGRESS_SECONDS
 STEPS_LIMIT = 5
@@ -108,6 +108,11 @@ class Watchdog:
 
     def _is_quiet_phase(self) -> bool:
         return self._beat is None or self._beat.phase in ("loading", "saving")
+
+    @property
+    def step_seconds(self) -> float | None:
+        """What a step usually takes; None where that is not known yet."""
+        return median(self._durations) if self._durations else None
 
     @property
     def limit(self) -> float:

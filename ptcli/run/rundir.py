@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -22,6 +23,11 @@ State = Literal["planned", "serving", "training", "finished", "failed", "stopped
 RUNNING: tuple[State, ...] = ("planned", "serving", "training")
 """States that a run leaves again."""
 
+REQUEST = "logs/checkpoint.request"
+"""A file by which the trainer is asked to save a checkpoint and end (`ptcli.train.stopping`)."""
+EARLIER = "earlier"
+"""Folder for checkpoints that a run which goes on from before them would write again."""
+
 _SIGNS = (
     "recipe.resolved.yaml", "status.json", "checkpoint-[0-9]*", "model.safetensors", "model-*.safetensors",
     "adapter_model.safetensors",
@@ -29,7 +35,7 @@ _SIGNS = (
 """What tells that a run lives here."""
 _LEFT_BY_A_RUN = (
     *_SIGNS, "plan.json", "launch.sh", "stack.json", "accelerate.yaml", "metrics.jsonl", "completions",
-    "completions.jsonl", "start", ".start.*", "merged", ".merged.merging-*",
+    "completions.jsonl", "start", ".start.*", "merged", ".merged.merging-*", EARLIER, REQUEST,
     "logs/rollouts.log", "logs/trainer.log", "logs/merge.log", "logs/heartbeat.json", "logs/heartbeat.json.part",
     "logs/stacks-*.txt",
     "model.safetensors.index.json", "config.json", "generation_config.json", "adapter_config.json",
@@ -42,7 +48,7 @@ _LEFT_BY_A_JOB = ("slurm", "logs/slurm-*.out")
 """What a new job removes besides. A run never does: it may be that very job's."""
 _MODEL_CARD = "README.md"
 """TRL writes one wherever it saves. Not removed, since people have files of that name, but not to be lost either."""
-_FRESH = ("logs/heartbeat.json",)
+_FRESH = ("logs/heartbeat.json", REQUEST)
 """What even a resumed run starts without."""
 
 
@@ -114,8 +120,12 @@ class RunDirectory:
             raise RequestError(Problem(f"{self.path} holds another run", fix, key=("output_dir",)))
         self._check_strangers()
 
-    def prepare(self, plan: Plan, *, overwrite: bool = False, resume: bool = False) -> RunDirectory:
+    def prepare(
+        self, plan: Plan, *, overwrite: bool = False, resume: bool = False, step: int = 0, aside: Iterable[Path] = ()
+    ) -> RunDirectory:
         """Check, lock, and write all that a run has before it starts.
+
+        A run that resumes has finished `step` steps; the checkpoints `aside` are moved out of its way.
 
         Raises:
             RequestError: the directory holds another run or is in use, a program of the plan is missing (nothing was
@@ -125,7 +135,8 @@ class RunDirectory:
 
         check_programs(plan)
         self.check(overwrite=overwrite, resume=resume, smoke=plan.smoke)
-        return self._occupy(_FRESH if resume else (*_LEFT_BY_A_RUN, *plan.files), lambda: self._write_plan(plan))
+        left = _FRESH if resume else (*_LEFT_BY_A_RUN, *plan.files)
+        return self._occupy(left, lambda: self._begin(plan, step, aside))
 
     def reserve(self, files: Mapping[str, str], *, overwrite: bool = False, resume: bool = False) -> RunDirectory:
         """Check, lock, and write what a run has that waits in a queue. Raises RequestError as `prepare` does."""
@@ -208,7 +219,18 @@ class RunDirectory:
                 draft.unlink(missing_ok=True)
             raise
 
-    def _write_plan(self, plan: Plan) -> None:
+    def _begin(self, plan: Plan, step: int, aside: Iterable[Path]) -> None:
+        for path in aside:
+            self._set_aside(path)
+        self._write_plan(plan, step)
+
+    def _set_aside(self, path: Path) -> None:
+        place = self.path / EARLIER
+        place.mkdir(exist_ok=True)
+        names = (path.name if not count else f"{path.name}.{count}" for count in itertools.count())
+        path.rename(next(place / name for name in names if not (place / name).exists()))
+
+    def _write_plan(self, plan: Plan, step: int) -> None:
         from ptcli.plan.render import render_json
         from ptcli.run.stack import read_stack
 
@@ -216,7 +238,7 @@ class RunDirectory:
             self.write(name, text)
         self.write("plan.json", _json(render_json(plan)))
         self.write("stack.json", _json(read_stack(plan)))
-        self.write_status("planned")
+        self.write_status("planned", step=step)
 
     def _write_job(self, files: Mapping[str, str]) -> None:
         self._status_before = self.status_file.read_bytes() if self.status_file.is_file() else None

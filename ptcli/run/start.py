@@ -31,5 +31,6 @@ def start(accepted: Accepted, *, overwrite: bool, view: View) -> Status:
     check_data(plan, accepted.sources, view=view)
     preflight(plan, accepted.sources, view=view)
     tokenize_data(plan, view=view)
-    with rundir.prepare(plan, overwrite=overwrite, resume=accepted.resumes):
+    step, aside = (resumption.step, resumption.aside) if (resumption := accepted.resumption) else (0, ())
+    with rundir.prepare(plan, overwrite=overwrite, resume=accepted.resumes, step=step, aside=aside):
         return supervise(plan, rundir, view=view)

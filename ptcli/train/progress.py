@@ -16,7 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-Phase = Literal["loading", "training", "saving", "finished"]
+Phase = Literal["loading", "training", "saving", "stopped", "finished"]
+"""`stopped`: a checkpoint that was asked for is saved, and the training ended before its last step."""
 
 
 SHORTEST_BEAT = 0.2

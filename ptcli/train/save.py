@@ -8,10 +8,12 @@ from typing import Any
 import torch
 
 from ptcli.errors import WorkError
+from ptcli.run.checkpoints import Expected
 from ptcli.train.plain_lora import save_plain
+from ptcli.train.saving import look_at_final
 
 
-def save_final(trainer: Any, output_dir: str) -> None:
+def save_final(trainer: Any, output_dir: str, expected: Expected) -> None:
     """Save the trained model or adapter, its tokenizer and generation config at the top of the run directory.
 
     Called on every rank: under ZeRO-3 and FSDP the weights are gathered by the trainer's own `save_model`.
@@ -27,6 +29,8 @@ def save_final(trainer: Any, output_dir: str) -> None:
             f"{output_dir} has no weights after saving; with ZeRO-3 the accelerate config needs "
             "`zero3_save_16bit_model: true`. The last checkpoint has them, in DeepSpeed's own format"
         )
+    if trainer.accelerator.is_main_process:
+        look_at_final(trainer, Path(output_dir), expected)
 
 
 def _give_back_the_end(trainer: Any) -> None:

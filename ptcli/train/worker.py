@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
-import inspect
 import logging
 import os
 import signal
@@ -44,19 +43,22 @@ def train(recipe: Recipe, *, resume_from: str | None = None) -> Any:
     """Train and save; the trainer, when done. Raises WorkError when nothing was trained, and whatever TRL raises."""
     heartbeat = Heartbeat(Path(recipe.output_dir)) if _is_main() else None
     if heartbeat:
-        heartbeat.beat(phase="loading")
+        heartbeat.beat(phase="loading", step=_step_of(resume_from))
     trainer = _build(recipe, heartbeat)
+    expected = _watch_saves(trainer, recipe, heartbeat)
     try:
-        _run(trainer, resume_from)
+        done = _run(trainer, resume_from)
     finally:
         if heartbeat:
             with suppress(OSError):  # on a full disk, what training itself has to say of it counts
                 heartbeat.beat(step=trainer.state.global_step)  # the very last step, also of a run that fails
     if heartbeat:
         heartbeat.beat(phase="saving")
-    _finish(trainer, recipe)
+    if done:
+        _finish(trainer, recipe, expected)
+    _leave(trainer, recipe)
     if heartbeat:
-        heartbeat.beat(phase="finished")
+        heartbeat.beat(phase="finished" if done else "stopped")
     return trainer
 
 
@@ -97,20 +99,41 @@ def _teach_vllm(recipe: Recipe) -> None:
         quantized.install(recipe)
 
 
-def _run(trainer: Any, resume_from: str | None) -> None:
+def _watch_saves(trainer: Any, recipe: Recipe, heartbeat: Heartbeat | None) -> Any:
+    from ptcli.train.saving import expect, watch_saves
+    from ptcli.train.stopping import StopAtRequest
+
+    expected = expect(trainer)
+    watch_saves(trainer, expected, heartbeat)
+    trainer.add_callback(StopAtRequest(trainer, Path(recipe.output_dir)))
+    return expected
+
+
+def _step_of(resume_from: str | None) -> int:
+    """Steps that are finished before this run begins."""
+    from ptcli.run.checkpoints import open_checkpoint
+
+    return open_checkpoint(Path(resume_from)).step if resume_from else 0
+
+
+def _run(trainer: Any, resume_from: str | None) -> bool:
+    """Train to the end; False when a checkpoint was asked for instead."""
+    from ptcli.train.stopping import NothingLeft, Stopped, go_on
+
     if hasattr(trainer.train_dataset, "__len__") and not len(trainer.train_dataset):
         raise WorkError(
             "nothing to train: the trainer dropped every row while it prepared the data, because none has a token to "
             "train on; a prompt alone may fill training.max_length, or the chat template marks no assistant tokens"
         )
-    if resume_from is None:
-        trainer.train()
-    elif "resume_from_checkpoint" in inspect.signature(trainer.train).parameters:
-        trainer.train(resume_from_checkpoint=resume_from)
-    else:
-        raise WorkError(f"{type(trainer).__name__} cannot go on from a checkpoint; start again without --resume")
+    try:
+        go_on(trainer, resume_from) if resume_from else trainer.train()
+    except Stopped:
+        return False
+    except NothingLeft:
+        pass
     if trainer.state.global_step == 0:
         raise WorkError(_explain_zero_steps(trainer))
+    return True
 
 
 def _explain_zero_steps(trainer: Any) -> str:
@@ -126,14 +149,19 @@ def _explain_zero_steps(trainer: Any) -> str:
     )
 
 
-def _finish(trainer: Any, recipe: Recipe) -> None:
-    from ptcli.train.save import leave_together, save_final
+def _finish(trainer: Any, recipe: Recipe, expected: Any) -> None:
+    from ptcli.train.save import save_final
 
     if _uses_server(recipe):
         from ptcli.rollouts.client import sync_now
 
         sync_now(trainer)  # TRL's last sync was before the last optimiser step
-    save_final(trainer, recipe.output_dir)
+    save_final(trainer, recipe.output_dir, expected)
+
+
+def _leave(trainer: Any, recipe: Recipe) -> None:
+    from ptcli.train.save import leave_together
+
     if _has_vllm_inside(recipe):
         from ptcli.rollouts import colocate
 

@@ -103,6 +103,14 @@ def hold(recipe: Recipe, layout: Layout) -> Held:
     )
 
 
+def count_weights(recipe: Recipe) -> tuple[int, int] | None:
+    """Parameters of the model that is trained, without an adapter, and of what is trained; None when unknown."""
+    policy = find_model(recipe.model, METHODS[recipe.method].head)
+    adapter = _adapter(recipe, policy) if policy and recipe.trains_adapter else None
+    trained = _count_trained(recipe, policy, adapter)
+    return (policy.architecture.parameters, trained) if policy and trained is not None else None
+
+
 # --- the model that is trained ---------------------------------------------------------------------------------------
 
 
