@@ -10,12 +10,16 @@ from typing import Literal
 from ptcli.errors import KeyPath, Problem, RequestError
 from ptcli.methods import METHODS
 from ptcli.plan.accelerate import Strategy, load_strategy
+from ptcli.plan.colocate import uses_colocate
 from ptcli.plan.gpus import asked
 from ptcli.plan.layout import decide_backend, server_size, uses_server
+from ptcli.plan.model import Plan
 from ptcli.recipe.local_models import base_model_path, find_base, is_local, local_folder, weight_files
 from ptcli.recipe.model import DataEntry, ModelSpec, Recipe
 from ptcli.recipe.references import data_lists
 
+UTILIZATION = 0.9
+"""vLLM's own default."""
 _AMPLE = 64
 """GPUs of a machine on which a recipe has no excuse."""
 
@@ -61,6 +65,10 @@ class Needs:
     """What it takes from the hub."""
     compiles: bool = False
     """DeepSpeed compiles an operator at its start."""
+    engine_gpus: tuple[str, ...] = ()
+    """GPUs, as CUDA_VISIBLE_DEVICES names them, on which vLLM starts here."""
+    utilization: float = UTILIZATION
+    """Share of their memory that it takes, and without which it does not start."""
     slurm: bool = False
     partition: str | None = None
     problems: tuple[Problem, ...] = ()
@@ -77,8 +85,9 @@ def recipe_needs(path: Path, overrides: tuple[str, ...] = ()) -> Needs:
     from ptcli.request import Request, accept
 
     problems: tuple[Problem, ...] = ()
+    plan = None
     try:
-        accept(Request(path, overrides))
+        plan = accept(Request(path, overrides)).plan
     except RequestError as error:
         problems = error.problems
     recipe = load_recipe(path, overrides).recipe
@@ -86,11 +95,11 @@ def recipe_needs(path: Path, overrides: tuple[str, ...] = ()) -> Needs:
         raise RequestError(problems)
     if problems:
         _refuse_what_fits_nowhere(path, overrides, recipe, problems)
-    return needs_of(recipe, str(path), problems)
+    return needs_of(recipe, str(path), plan, problems)
 
 
-def needs_of(recipe: Recipe, name: str, problems: tuple[Problem, ...] = ()) -> Needs:
-    """The needs of a recipe that is sound. `problems` are those of this machine."""
+def needs_of(recipe: Recipe, name: str, plan: Plan | None = None, problems: tuple[Problem, ...] = ()) -> Needs:
+    """The needs of a recipe that is sound. Without a plan, `problems` of this machine keep it from having one."""
     strategy, _ = load_strategy(recipe.launch.accelerate or "ddp")
     device: Literal["cpu", "cuda"] = "cpu" if recipe.launch.device == "cpu" else "cuda"
     vllm = decide_backend(recipe) == "vllm"
@@ -112,6 +121,8 @@ def needs_of(recipe: Recipe, name: str, problems: tuple[Problem, ...] = ()) -> N
         weights=weights,
         downloads=tuple(_downloads(recipe)),
         compiles=_compiles(strategy, device),
+        engine_gpus=_engine_gpus(plan) if plan else (),
+        utilization=recipe.rollouts.gpu_memory_utilization or UTILIZATION,
         slurm=bool(recipe.launch.slurm.model_fields_set),
         partition=recipe.launch.slurm.partition,
         problems=tuple(problem for problem in problems if not _is_of_a_port(problem, ports)),
@@ -170,6 +181,12 @@ def _compiles(strategy: Strategy | None, device: str) -> bool:
     if strategy is None or strategy.kind != "DEEPSPEED":
         return False
     return device == "cpu" or strategy.offloads("optimizer")
+
+
+def _engine_gpus(plan: Plan) -> tuple[str, ...]:
+    """The server's, or the trainer's where vLLM runs inside it."""
+    name = "trainer" if uses_colocate(plan.recipe) else "rollouts"
+    return tuple(token for step in plan.steps if step.name == name and step.node == 0 for token in step.gpus)
 
 
 def _models(recipe: Recipe) -> dict[str, ModelSpec]:

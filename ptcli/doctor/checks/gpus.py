@@ -33,6 +33,7 @@ class Device:
     """One GPU as NVML sees it."""
 
     index: int
+    uuid: str
     name: str
     memory: int
     used: int
@@ -109,10 +110,23 @@ def _inventory(gpus: Gpus) -> Finding:
 def _held(gpus: Gpus, needs: Needs) -> Iterator[Finding]:
     """vLLM refuses to start where less is free than its share, and training runs out of memory later."""
     for device in gpus.devices:
-        if device.used > _BUSY and needs.device != "cpu":
-            who = f": {', '.join(device.holders)}" if device.holders else " by processes that cannot be seen from here"
-            message = f"GPU {device.index}: {device.used / GIB:.1f} of {device.memory / GIB:.0f} GiB are in use{who}"
+        refused = {str(device.index), device.uuid} & set(needs.engine_gpus)
+        if refused and device.memory - device.used < needs.utilization * device.memory:
+            free = 100 * (device.memory - device.used) // device.memory
+            message = (
+                f"GPU {device.index}: {free} % of its memory are free, and vLLM starts with {needs.utilization:.0%}"
+                f"{_who(device)}"
+            )
+            fix = f"end what holds it, or rollouts.gpu_memory_utilization={max(free - 5, 0) / 100:g}"
+            yield Finding("gpus", "fail", message, fix)
+        elif device.used > _BUSY and needs.device != "cpu":
+            used = f"{device.used / GIB:.1f} of {device.memory / GIB:.0f} GiB"
+            message = f"GPU {device.index}: {used} are in use{_who(device)}"
             yield Finding("gpus", "warn", message, f"nvidia-smi -i {device.index}, and end what holds it")
+
+
+def _who(device: Device) -> str:
+    return f": {', '.join(device.holders)}" if device.holders else "; who holds the rest cannot be seen from here"
 
 
 def _slices(gpus: Gpus) -> Iterator[Finding]:
@@ -173,8 +187,8 @@ def _device(nvml: Any, index: int, handle: Any) -> Device:
     with suppress(nvml.NVMLError):
         mig = nvml.nvmlDeviceGetMigMode(handle)[0] == nvml.NVML_DEVICE_MIG_ENABLE
     return Device(
-        index, _text(nvml.nvmlDeviceGetName(handle)), int(memory.total), int(memory.used),
-        tuple(command_of(pid) for pid in pids), mig,
+        index, _text(nvml.nvmlDeviceGetUUID(handle)), _text(nvml.nvmlDeviceGetName(handle)), int(memory.total),
+        int(memory.used), tuple(command_of(pid) for pid in pids), mig,
     )  # fmt: skip
 
 

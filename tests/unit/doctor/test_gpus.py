@@ -16,7 +16,7 @@ H100 = "NVIDIA H100 80GB HBM3"
 
 
 def device(index: int, used: int = 0, holders: tuple[str, ...] = (), mig: bool = False) -> Device:
-    return Device(index, H100, 80 * GIB, used, holders, mig)
+    return Device(index, f"GPU-{index}", H100, 80 * GIB, used, holders, mig)
 
 
 def box(*devices: Device, **facts) -> Gpus:
@@ -57,6 +57,17 @@ def test_who_holds_memory_is_named() -> None:
     (finding,) = [each for each in judge_gpus(box(device(0), held), Needs()) if each.state == "warn"]
     assert finding.message == "GPU 1: 40.0 of 80 GiB are in use: pid 12 (python serve.py)"
     assert not [each for each in judge_gpus(box(device(0), held), Needs("r.yaml", "cpu")) if each.state == "warn"]
+
+
+@pytest.mark.parametrize("token", ["1", "GPU-1"])
+def test_vllm_does_not_start_where_its_share_is_not_free(token: str) -> None:
+    held = device(1, 40 * GIB, ("pid 12 (python serve.py)",))
+    needs = Needs("r.yaml", "cuda", engine_gpus=(token,))
+    (finding,) = [each for each in judge_gpus(box(device(0), held), needs) if each.state == "fail"]
+    assert finding.message == "GPU 1: 50 % of its memory are free, and vLLM starts with 90%: pid 12 (python serve.py)"
+    assert finding.fix.endswith("rollouts.gpu_memory_utilization=0.45")
+    less = Needs("r.yaml", "cuda", engine_gpus=(token,), utilization=0.4)
+    assert not [each for each in judge_gpus(box(device(0), held), less) if each.state == "fail"]
 
 
 def test_mig_access_control_and_missing_peers_are_warnings() -> None:
@@ -134,7 +145,7 @@ def test_nvml_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pynvml", nvml)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     gpus = read_gpus(Needs())
-    assert gpus.devices == tuple(Device(index, "NVIDIA L4", 24 * GIB, GIB) for index in (0, 1))
+    assert gpus.devices == tuple(Device(index, f"GPU-{index}", "NVIDIA L4", 24 * GIB, GIB) for index in (0, 1))
     assert (gpus.visible, gpus.restricted, gpus.driver, gpus.cuda) == (1, True, "570.1", (12, 8))
     assert gpus.pairs == ((0, 1, 2),)
     assert not nvml.open

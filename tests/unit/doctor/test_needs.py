@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ptcli.doctor.needs import Needs, Repository, recipe_needs
+from ptcli.doctor.needs import Needs, Repository, needs_of, recipe_needs
 from ptcli.errors import RequestError
+from ptcli.request import Request, plan_request
 
 SFT = """\
 method: sft
@@ -61,6 +62,16 @@ def test_a_recipe_for_gpus_says_what_this_machine_lacks(needs: Callable[..., Nee
     assert (found.device, found.vllm, found.processes) == ("cuda", True, 4)
     assert found.packages == {"vllm", "deepspeed"}
     assert found.ports == (("rollouts.port", 8123), ("rollouts.group_port", 51217))
+
+
+def test_the_gpus_on_which_vllm_starts_are_those_of_the_plan(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(GRPO)
+    plan = plan_request(Request(path, (f"output_dir={tmp_path}/run",), assume_gpus="4x80GiB"))
+    found = needs_of(plan.recipe, "r.yaml", plan)
+    assert found.engine_gpus == next(step.gpus for step in plan.steps if step.name == "rollouts")
+    assert len(found.engine_gpus) == 2
+    assert found.utilization == 0.9
 
 
 def test_what_comes_from_the_hub_is_told_with_its_place(needs: Callable[..., Needs]) -> None:
