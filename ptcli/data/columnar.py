@@ -218,6 +218,8 @@ class Texts:
     @cached_property
     def lead(self) -> Ints:
         """The bytes of space before the first letter or digit; -1 where that is not told."""
+        if self._of is not None:
+            return self._of[0].lead[self._of[1]]
         lead = np.full(len(self.starts), -1)
         left = np.arange(len(self.starts))
         for count in range(_LEAD):
