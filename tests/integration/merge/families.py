@@ -13,6 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from ptcli.merge.libtorch import LibTorch
 from ptcli.merge.plan import plan_merge
 from ptcli.merge.run import write_index
 from ptcli.merge.stream import stream
@@ -126,12 +127,14 @@ def merged_by_peft(base: Path, adapter: Path, folder: Path, rows: int | None = N
     return read(folder)
 
 
-def merged_by_us(adapter: Path, folder: Path, **options: Any) -> dict[str, torch.Tensor]:
-    """The tensors of our streamed merge."""
+def merged_by_us(
+    adapter: Path, folder: Path, *, numbers: LibTorch | None = None, **options: Any
+) -> dict[str, torch.Tensor]:
+    """The tensors of our streamed merge: by torch as it is imported here, or by its library alone."""
     plan = plan_merge(str(adapter), **options)
     assert plan.mode == "stream", plan.reason
     folder.mkdir()
-    stream(plan, folder, lambda *_: None)
+    stream(plan, folder, lambda *_: None, numbers)
     write_index(plan.shards, folder)
     return read(folder)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from ptcli.merge.libtorch import LibTorch, find_library
 from tests.integration.merge.families import (
     VOCAB,
     differing,
@@ -63,6 +64,7 @@ def test_equal(name: str, tmp_path: Path) -> None:
     ours = merged_by_us(adapter, tmp_path / "ours")
     assert differing(ours, theirs) == []
     assert differing(ours, read(base)) != []
+    assert differing(merged_by_us(adapter, tmp_path / "lean", numbers=LibTorch(find_library())), theirs) == []
 
 
 @pytest.mark.parametrize("adapter_dtype", [torch.bfloat16, torch.float16])
@@ -70,7 +72,9 @@ def test_equal(name: str, tmp_path: Path) -> None:
 def test_dtypes(dtype: torch.dtype, adapter_dtype: torch.dtype, tmp_path: Path) -> None:
     base = make_base("llama", tmp_path / "base", dtype=dtype)
     adapter = make_adapter(base, tmp_path / "adapter", adapter_dtype=adapter_dtype, **ALL)
-    assert differing(merged_by_us(adapter, tmp_path / "ours"), merged_by_peft(base, adapter, tmp_path / "theirs")) == []
+    theirs = merged_by_peft(base, adapter, tmp_path / "theirs")
+    assert differing(merged_by_us(adapter, tmp_path / "ours"), theirs) == []
+    assert differing(merged_by_us(adapter, tmp_path / "lean", numbers=LibTorch(find_library())), theirs) == []
 
 
 GROWN: dict[str, tuple[str, dict[str, Any]]] = {

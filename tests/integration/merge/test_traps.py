@@ -15,6 +15,7 @@ import torch
 from peft import PeftModel
 
 from ptcli.errors import RequestError, WorkError
+from ptcli.merge.libtorch import LibTorch, find_library
 from ptcli.merge.plan import plan_merge
 from ptcli.merge.run import run_merge
 from tests.integration.merge.families import (
@@ -393,7 +394,9 @@ def test_a_sum_that_is_too_large_for_float16(tmp_path: Path) -> None:
 def test_ranks(rank: int, tmp_path: Path) -> None:
     base = make_base("llama", tmp_path / "base")
     adapter = make_adapter(base, tmp_path / "adapter", **ALL, r=rank, lora_alpha=rank)
-    assert differing(merged_by_us(adapter, tmp_path / "ours"), merged_by_peft(base, adapter, tmp_path / "theirs")) == []
+    theirs = merged_by_peft(base, adapter, tmp_path / "theirs")
+    assert differing(merged_by_us(adapter, tmp_path / "ours"), theirs) == []
+    assert differing(merged_by_us(adapter, tmp_path / "lean", numbers=LibTorch(find_library())), theirs) == []
 
 
 def test_blocks_are_the_same_as_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
