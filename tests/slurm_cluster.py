@@ -23,7 +23,7 @@ _CONFIG = """\
 ClusterName=emulated
 SlurmctldHost={host}(127.0.0.1)
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=10
 CryptoType=crypto/munge
 SlurmUser={user}
 SlurmdUser={user}
@@ -141,7 +141,7 @@ def _ports(count: int) -> list[int]:
     return ports
 
 
-def _wait_for(condition, folder: Path) -> None:  # noqa: ANN001
+def _wait_for(condition, folder: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while not condition():
         said = {path.name: path.read_text(errors="replace")[-800:] for path in folder.glob("*.out")}
