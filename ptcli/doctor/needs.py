@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -119,7 +119,7 @@ def needs_of(recipe: Recipe, name: str, plan: Plan | None = None, problems: tupl
         output_dir=Path(recipe.output_dir).expanduser().absolute(),
         writes=None if weights is None or recipe.peft is not None else weights,
         weights=weights,
-        downloads=tuple(_downloads(recipe)),
+        downloads=_once(_downloads(recipe)),
         compiles=_compiles(strategy, device),
         engine_gpus=_engine_gpus(plan) if plan else (),
         utilization=recipe.rollouts.gpu_memory_utilization or UTILIZATION,
@@ -202,6 +202,14 @@ def _weights(model: ModelSpec) -> int | None:
         return sum(path.stat().st_size for path in files) or None
     except OSError:
         return None
+
+
+def _once(repositories: Iterable[Repository]) -> tuple[Repository, ...]:
+    """A data set is often named twice, for training and for evaluation. The first place stands for both."""
+    found: dict[tuple[str, str, str | None], Repository] = {}
+    for each in repositories:
+        found.setdefault((each.kind, each.id, each.revision), each)
+    return tuple(found.values())
 
 
 def _downloads(recipe: Recipe) -> Iterator[Repository]:

@@ -75,11 +75,12 @@ def test_the_gpus_on_which_vllm_starts_are_those_of_the_plan(tmp_path: Path) -> 
 
 
 def test_what_comes_from_the_hub_is_told_with_its_place(needs: Callable[..., Needs]) -> None:
-    assert set(needs(GRPO).downloads) == {
+    twice = GRPO.replace("split: train}]", "split: train}], eval: [{path: org/rows, split: test}]")
+    assert needs(twice).downloads == (
         Repository("models", "org/policy", "v1", ("model", "path")),
         Repository("models", "org/judge", None, ("rewards", 1, "use")),
         Repository("datasets", "org/rows", None, ("data", "train", 0, "path")),
-    }
+    )
 
 
 def test_a_server_elsewhere_is_asked_and_not_bound(needs: Callable[..., Needs]) -> None:
