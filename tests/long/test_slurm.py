@@ -45,7 +45,7 @@ class Pace(TrainerCallback):
     def on_train_begin(self, args, state, control, **_):
         place = pathlib.Path(args.output_dir, "slurm")
         if place.exists():
-            node, rank = os.environ.get("SLURMD_NODENAME"), os.environ["RANK"]
+            node, rank = os.environ.get("SLURMD_NODENAME"), os.environ.get("RANK", "0")
             (place / f"rank{rank}").write_text(f"{node} {len(os.environ['PACE_TOKEN'])}")
 
     def on_step_end(self, args, state, control, **_):
