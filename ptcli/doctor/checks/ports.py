@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
 import shlex
 import socket
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from urllib.parse import urlsplit
 
 import psutil
@@ -19,7 +23,7 @@ from ptcli.plan.machine import free_ports
 USUAL = (("the rollout server's usual", 8000), ("TRL's weight sync", 51216), ("torchrun's", 29500))
 """Looked at without a recipe. A run of ptcli draws free ones, but other tools do not."""
 _CONNECT = 3.0
-"""Seconds that a server may take to accept a connection."""
+"""Seconds that a server may take to answer."""
 
 
 @dataclass(frozen=True)
@@ -46,19 +50,22 @@ class Ports:
     """How many of as many as a run takes could be bound just now."""
     unreachable: str = ""
     """Why nothing answers at the recipe's `rollouts.url`."""
+    server: str = ""
+    """The version of vLLM that answers there."""
+    installed: str = ""
+    """The version of vLLM here, which the trainer's client is of."""
 
 
 def read_ports(needs: Needs) -> Ports:
     """Bind each for a moment."""
     wanted = needs.ports if needs.recipe is not None else USUAL
-    return Ports(
-        tuple(_look(*each) for each in wanted), len(free_ports()), _unreachable(needs.url) if needs.url else ""
-    )
+    unreachable, server = _ask_server(needs.url) if needs.url else ("", "")
+    return Ports(tuple(_look(*each) for each in wanted), len(free_ports()), unreachable, server, _installed())
 
 
 def judge_ports(ports: Ports, needs: Needs) -> list[Finding]:
     """A finding for each that is taken, one for all that are free."""
-    wrong = [*_taken(ports, needs), *_no_server(ports, needs)]
+    wrong = [*_taken(ports, needs), *_no_server(ports, needs), *_other_server(ports, needs)]
     if not ports.free:
         message = "no port between 20000 and 32767 can be bound, and every run needs some"
         wrong.append(Finding("ports", "fail", message, "ss -ltn shows what is taken"))
@@ -89,6 +96,14 @@ def _no_server(ports: Ports, needs: Needs) -> Iterator[Finding]:
         yield Finding("ports", "fail", f"nothing answers at rollouts.url {needs.url}: {ports.unreachable}", fix)
 
 
+def _other_server(ports: Ports, needs: Needs) -> Iterator[Finding]:
+    """vLLM's weight transfer changes from version to version, and so does TRL's client."""
+    theirs, ours = (each.partition("+")[0] for each in (ports.server, ports.installed))
+    if theirs and ours and theirs != ours:
+        message = f"rollouts.url {needs.url} is vLLM {ports.server}, and {ports.installed} is installed here"
+        yield Finding("ports", "fail", message, f"install the same on both sides; there: pip install vllm=={ours}")
+
+
 def _look(name: str, number: int) -> Port:
     """SO_REUSEADDR, as every server sets it: a port whose last connections linger in TIME_WAIT is free."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
@@ -115,11 +130,22 @@ def _owner(number: int) -> int | None:
     return next((each.pid for each in (*listening, *found)), None)
 
 
-def _unreachable(url: str) -> str:
-    parts = urlsplit(url)
+def _ask_server(url: str) -> tuple[str, str]:
+    """Why nothing answers at the address, or else the version of vLLM that does; empty where it does not say."""
     try:
-        port = parts.port or {"https": 443}.get(parts.scheme, 80)
-        with socket.create_connection((parts.hostname or "", port), timeout=_CONNECT):
-            return ""
-    except (OSError, ValueError) as error:
-        return str(error)
+        with urllib.request.urlopen(f"{url.rstrip('/')}/version", timeout=_CONNECT) as answer:
+            return "", str(json.load(answer).get("version", ""))
+    except urllib.error.HTTPError:
+        return "", ""
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        return getattr(reason, "strerror", None) or str(reason) or type(error).__name__, ""
+    except (ValueError, AttributeError):
+        return "", ""
+
+
+def _installed() -> str:
+    try:
+        return version("vllm")
+    except PackageNotFoundError:
+        return ""

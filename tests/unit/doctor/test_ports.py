@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.server
 import os
 import socket
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +14,11 @@ from ptcli.doctor.checks.ports import Port, Ports, judge_ports, read_ports
 from ptcli.doctor.needs import Needs
 
 SERVER = Needs("r.yaml", "cpu", ports=(("rollouts.port", 8000),))
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
 @pytest.fixture
@@ -66,12 +73,40 @@ def test_who_listens_is_found(taken: int) -> None:
     assert f"pid {os.getpid()} (" in port.owner
 
 
-def test_a_server_is_reached_or_not(taken: int) -> None:
-    assert read_ports(Needs("r.yaml", url=f"http://127.0.0.1:{taken}")).unreachable == ""
+@pytest.mark.parametrize(("answer", "version"), [(b'{"version": "0.28.0"}', "0.28.0"), (b"hello", ""), (b"[]", "")])
+def test_a_server_is_asked_for_its_version(answer: bytes, version: str) -> None:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        found = read_ports(Needs("r.yaml", url=f"http://127.0.0.1:{server.server_address[1]}/"))
+        thread.join()
+    assert (found.unreachable, found.server) == ("", version)
+    assert found.installed.startswith("0.")
+
+
+def test_a_server_that_is_away_is_not_reached() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
-        assert "refused" in read_ports(Needs("r.yaml", url=url)).unreachable
+        assert read_ports(Needs("r.yaml", url=url)).unreachable == "Connection refused"
+
+
+def test_a_server_of_another_version_fails() -> None:
+    needs = Needs("r.yaml", "cuda", url="http://127.0.0.1:8123")
+    (finding,) = judge_ports(Ports((), 12, server="0.28.0", installed="0.27.1+cpu"), needs)
+    assert finding.state == "fail"
+    assert "is vLLM 0.28.0, and 0.27.1+cpu is installed here" in finding.message
+    (same,) = judge_ports(Ports((), 12, server="0.27.1", installed="0.27.1+cu129"), needs)
+    assert same.state == "pass"
 
 
 def test_no_secret_of_the_environment_is_shown(taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
