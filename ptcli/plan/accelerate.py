@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -142,6 +142,8 @@ class Counts:
     main_port: int
     mixed_precision: str
     device: Literal["cpu", "cuda"]
+    auto: Mapping[str, Any] = field(default_factory=dict)
+    """What `auto` stands for in `deepspeed_config`: `deepspeed_values`."""
 
 
 def shipped_names() -> tuple[str, ...]:
@@ -209,9 +211,7 @@ def sized(strategy: Strategy, processes: int, nodes: int) -> Strategy:
     copies = nodes if nodes > 1 else 2
     sizes = {_REPLICATE: copies, _SHARD: max(processes * nodes // copies, 1)}
     section = {**strategy.section("parallelism_config"), **sizes}
-    note = (
-        f"launch.accelerate: {strategy.name} makes {copies} copies of the model, each split over {sizes[_SHARD]} GPUs"
-    )
+    note = f"{strategy.name}: {copies} copies of the model, each split over {sizes[_SHARD]} processes"
     return replace(strategy, config={**strategy.config, "parallelism_config": section}, notes=(*strategy.notes, note))
 
 
@@ -249,8 +249,17 @@ def fill(strategy: Strategy, counts: Counts) -> dict[str, Any]:
         config["distributed_type"] = "NO"
     if strategy.kind == "DEEPSPEED":
         launcher = {"deepspeed_multinode_launcher": "standard"}  # the default, pdsh, writes the environment to a file
-        config["deepspeed_config"] = launcher | dict(strategy.section("deepspeed_config"))
+        section = launcher | dict(strategy.section("deepspeed_config"))
+        numbers = {name: value for name, value in counts.auto.items() if section.get(name) == "auto"}
+        config["deepspeed_config"] = section | numbers
     return config
+
+
+def deepspeed_values(recipe: Recipe) -> dict[str, Any]:
+    """What transformers puts in the place of `auto`. PPO's trainer makes its Accelerator without it: accelerate then
+    fails on `auto`, and clips at 1."""
+    values = {name: argument(recipe, own) for name, own in _SAME_IN_DEEPSPEED.items()}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def config_files(strategy: Strategy, counts: Counts, output_dir: Path, name: str) -> dict[str, str]:
@@ -441,9 +450,7 @@ def _parallelism_conflicts(strategy: Strategy, processes: int, nodes: int) -> li
     shown = " x ".join(f"{name} {size}" for name, size in sizes.items() if size != 1) or "1"
     message = f"{strategy.name}: parallelism_config makes {shown} = {total} processes, and there are {processes}"
     if total == processes:
-        message = (
-            f"{strategy.name}: parallelism_config copies the model to every process, and FSDP has nothing to split"
-        )
+        message = f"{strategy.name}: parallelism_config copies the model to every process, and splits nothing"
     others = total // (sizes["dp_replicate"] * sizes["dp_shard"])
     fits = each % others == 0 and each // others > 1
     fix = f"to split within a node write {_REPLICATE}: {nodes} and {_SHARD}: {each // others}" if fits else ""

@@ -8,7 +8,7 @@ from typing import Any
 
 from ptcli.errors import Problem
 from ptcli.methods import METHODS
-from ptcli.plan.accelerate import Counts, config_files, conflicts, mixed_precision
+from ptcli.plan.accelerate import Counts, config_files, conflicts, deepspeed_values, mixed_precision
 from ptcli.plan.adapter_rules import adapter_notes, adapter_problems
 from ptcli.plan.after import after_problems, after_step
 from ptcli.plan.arguments import argument
@@ -173,6 +173,7 @@ def _files(decided: _Decided, steps: tuple[Step, ...]) -> dict[str, str]:
         main_port=decided.ports.main,
         mixed_precision=decided.precision,
         device=layout.device,
+        auto=deepspeed_values(decided.recipe),
     )
     return {
         RECIPE_FILE: dump_recipe(decided.recipe),

@@ -3,7 +3,8 @@
 TRL's trainers find one in different ways (trl 1.12, measured): DPO, KTO, GRPO and RLOO switch a new adapter off, and
 keep a frozen copy named `ref` of one that is trained on; BCO and PPO switch that one off, too, so that the bare base
 would be the reference; XPO and Nash-MD let the reference write its completions with the new adapter on. Where a
-trainer's own way is not the model before the run, ptcli loads that model and hands it over.
+trainer's own way is not the model before the run, ptcli loads that model and hands it over. It does so, too, where TRL
+would copy the policy in memory, which `create_reference_model` refuses under ZeRO-3.
 """
 
 from __future__ import annotations
@@ -30,11 +31,14 @@ def changes_base(config: dict[str, Any] | None) -> bool:
     return isinstance(start, str) and start.lower().startswith(CHANGES_BASE)
 
 
-def needs_own_reference(recipe: Recipe) -> bool:
-    """True when the trainer would take something else for the reference than the model as it was before the run."""
+def needs_own_reference(recipe: Recipe, *, zero3: bool = False) -> bool:
+    """True when the trainer would take something else for the reference than the model as it was before the run, or
+    could not make it of weights that ZeRO-3 has split."""
     row = METHODS[recipe.method]
     if not has_reference(recipe) or recipe.ref_model is not None:
         return False
+    if zero3 and row.copies_reference and not recipe.trains_adapter:
+        return not argument(recipe, "precompute_ref_log_probs", False)
     if recipe.model.adapter == "continue":
         return not row.keeps_adapter
     return recipe.peft is not None and (not row.switches_adapter_off or changes_base(recipe.peft))

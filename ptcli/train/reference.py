@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from ptcli.methods import METHODS
 from ptcli.plan.reference import needs_own_reference
@@ -18,7 +19,7 @@ REFERENCE = "ref"
 
 def own_reference(recipe: Recipe) -> dict[str, Any]:
     """The trainer's argument `ref_model`, where ptcli provides it; see `ptcli.plan.reference`."""
-    if not needs_own_reference(recipe):
+    if not needs_own_reference(recipe, zero3=is_deepspeed_zero3_enabled()):
         return {}
     model = load_policy(recipe.model, METHODS[recipe.method].head)
     return {"ref_model": model.requires_grad_(False).eval()}

@@ -85,7 +85,8 @@ def expected_environment(file: Mapping[str, Any]) -> dict[str, str]:
     for name, value in sections["deepspeed_config"].items():
         if name != "deepspeed_multinode_launcher":
             prefix = "ACCELERATE_" if name.startswith("gradient_") else "ACCELERATE_DEEPSPEED_"
-            env[prefix + name.upper().removesuffix("_FLAG")] = said(value)
+            number = {"gradient_accumulation_steps": 1, "gradient_clipping": 1.0}.get(name, value)  # TRL's defaults
+            env[prefix + name.upper().removesuffix("_FLAG")] = said(number)
     return env
 
 

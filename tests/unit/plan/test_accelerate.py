@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,15 @@ from ptcli.plan.accelerate import (
     mixed_precision,
     shipped_names,
 )
+from ptcli.plan.build import Planned
 from ptcli.recipe.model import Recipe
 
 Recipes = Callable[..., Recipe]
+Plans = Callable[..., Planned]
 GPU8 = Counts(processes=8, nodes=1, main_ip="127.0.0.1", main_port=29500, mixed_precision="bf16", device="cuda")
+
+FSDP2 = {"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 2}}
+ZERO3 = {"zero_stage": 3, "zero3_save_16bit_model": True}
 
 
 def strategy(name: str = "user.yaml", shipped: bool = False, **config: Any) -> Strategy:
@@ -140,6 +146,27 @@ def test_only_the_counts_of_a_users_file_are_changed(tmp_path: Path) -> None:
             "needs FSDP with fsdp_version: 2",
         ),
         ({"distributed_type": "DEEPSPEED", "deepspeed_config": [1]}, "deepspeed_config must be a mapping"),
+        (
+            {"distributed_type": "MULTI_GPU", "dynamo_config": {"dynamo_backnd": "inductor"}},
+            "did you mean dynamo_backend?",
+        ),
+        ({"distributed_type": "MULTI_GPU", "fp8_config": {"margn": 1}}, "fp8_config.margn, which accelerate would"),
+        (
+            {"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": 4}},
+            "deepspeed_config.zero_stage 4 is none of 0, 1, 2, 3",
+        ),
+        (
+            {"distributed_type": "DEEPSPEED", "deepspeed_config": {"offload_param_device": "gpu"}},
+            'offload_param_device "gpu" is none of none, cpu, nvme',
+        ),
+        (
+            {"distributed_type": "FSDP", "fsdp_config": {"state_dict_type": "FULL"}},
+            'fsdp_state_dict_type "FULL" is none of FULL_STATE_DICT, SHARDED_STATE_DICT, LOCAL_STATE_DICT',
+        ),
+        (
+            FSDP2 | {"parallelism_config": {"parallelism_config_dp_shard_size": "8"}},
+            "parallelism_config_dp_shard_size must be a whole number from 1, not '8'",
+        ),
     ],
 )
 def test_faults_that_accelerate_would_miss_or_meet_late(tmp_path: Path, config: dict[str, Any], text: str) -> None:
@@ -199,10 +226,6 @@ def test_a_folder_is_no_config(tmp_path: Path) -> None:
     folder = tmp_path / "mine.yaml"
     folder.mkdir()
     assert "cannot be read" in str(load_strategy(str(folder))[1][0])
-
-
-FSDP2 = {"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 2}}
-ZERO3 = {"zero_stage": 3, "zero3_save_16bit_model": True}
 
 
 @pytest.mark.parametrize(
@@ -266,6 +289,100 @@ def test_no_conflict_where_both_agree(recipe_of: Recipes) -> None:
     deepspeed = {"gradient_accumulation_steps": 4, "gradient_clipping": 1.0} | ZERO3
     recipe = recipe_of("sft", training={"gradient_accumulation_steps": 4})
     assert conflicts(strategy(distributed_type="DEEPSPEED", deepspeed_config=deepspeed), recipe, 4, "cuda") == []
+
+
+# --- copies on several nodes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("machine", "nodes", "sizes"),
+    [("2x8", 2, (2, 8)), ("3x4", 3, (3, 4)), ("2x2", 2, (2, 2)), ("8", 1, (2, 4)), ("4", 1, (2, 2)), ("6", 1, (2, 3))],
+)
+def test_hsdp_gets_its_sizes(plan_of: Plans, machine: str, nodes: int, sizes: tuple[int, int]) -> None:
+    plan = plan_of("sft", machine, launch={"accelerate": "hsdp", "nodes": nodes}).plan
+    assert plan is not None
+    config = yaml.safe_load(plan.files["accelerate.yaml"])
+    section = config["parallelism_config"]
+    written = tuple(section[f"parallelism_config_dp_{name}_size"] for name in ("replicate", "shard"))
+    assert written == sizes
+    assert sizes[0] * sizes[1] == config["num_processes"]
+    assert f"hsdp: {sizes[0]} copies of the model, each split over {sizes[1]} processes" in plan.notes
+
+
+@pytest.mark.parametrize(
+    ("machine", "nodes", "text"),
+    [
+        ("1", 1, "on one node makes two copies, each split over half of the GPUs, and 1 cannot"),
+        ("2", 1, "and 2 cannot be halved so; use fsdp2"),
+        ("5", 1, "and 5 cannot be halved so"),
+        ("4x1", 4, "splits over the GPUs of a node, and each node has one; use fsdp2"),
+    ],
+)
+def test_hsdp_where_there_is_nothing_to_split(plan_of: Plans, machine: str, nodes: int, text: str) -> None:
+    (problem,) = plan_of("sft", machine, launch={"accelerate": "hsdp", "nodes": nodes}).problems
+    assert text in str(problem)
+
+
+def test_sizes_of_a_users_own_are_kept_or_refused(plan_of: Plans, tmp_path: Path) -> None:
+    def plan(machine: str, nodes: int = 1, **sizes: int) -> Planned:
+        section = {f"parallelism_config_{name}_size": size for name, size in sizes.items()}
+        file = written(tmp_path, **FSDP2, parallelism_config=section)
+        return plan_of("sft", machine, launch={"accelerate": file, "nodes": nodes})
+
+    kept = plan("8", dp_replicate=4, dp_shard=2).plan
+    assert kept is not None
+    section = yaml.safe_load(kept.files["accelerate.yaml"])["parallelism_config"]
+    assert section == {"parallelism_config_dp_replicate_size": 4, "parallelism_config_dp_shard_size": 2}
+    (problem,) = plan("2x8", 2, dp_replicate=2, dp_shard=4).problems
+    assert "dp_replicate 2 x dp_shard 4 = 8 processes, and there are 16" in problem.message
+    assert "parallelism_config_dp_replicate_size: 2 and parallelism_config_dp_shard_size: 8" in problem.fix
+    (problem,) = plan("8", dp_replicate=8).problems
+    assert "splits nothing" in problem.message
+
+
+def test_an_empty_section_is_left_out(plan_of: Plans, tmp_path: Path) -> None:
+    """`accelerate config` writes one, and a null there would be taken for sizes."""
+    file = written(tmp_path, distributed_type="MULTI_GPU", parallelism_config={})
+    plan = plan_of("sft", launch={"accelerate": file}).plan
+    assert plan is not None
+    assert "parallelism_config" not in yaml.safe_load(plan.files["accelerate.yaml"])
+
+
+# --- DeepSpeed -------------------------------------------------------------------------------------------------------
+
+
+def test_auto_becomes_what_it_stands_for(plan_of: Plans) -> None:
+    """PPO's trainer would fail on `auto`, and clip at 1."""
+    training = {"gradient_accumulation_steps": 4, "max_grad_norm": 0.3}
+    plan = plan_of("sft", launch={"accelerate": "zero2"}, training=training).plan
+    assert plan is not None
+    section = yaml.safe_load(plan.files["accelerate.yaml"])["deepspeed_config"]
+    assert (section["gradient_accumulation_steps"], section["gradient_clipping"]) == (4, 0.3)
+
+
+def test_weights_that_zero_3_would_not_save(recipe_of: Recipes) -> None:
+    config = {"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": 3}}
+    (problem,) = conflicts(strategy(**config), recipe_of("sft"), 4, "cuda")
+    assert "zero3_save_16bit_model" in problem.message
+    assert conflicts(strategy(**config), recipe_of("sft", peft={"r": 8}), 4, "cuda") == []
+    file = replace(strategy(**config), deepspeed={"zero_optimization": {"stage": 3}})
+    (problem,) = conflicts(file, recipe_of("sft"), 4, "cuda")
+    assert "stage3_gather_16bit_weights_on_model_save" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "offloads"), [("zero1", 1, False), ("zero3_offload", 3, True), ("ddp", 0, False)]
+)
+def test_what_deepspeed_is_asked_for(name: str, stage: int, offloads: bool) -> None:
+    found, _ = load_strategy(name)
+    assert found is not None
+    assert (found.zero_stage, found.offloads("optimizer"), found.offloads("param")) == (stage, offloads, offloads)
+
+
+def test_what_a_deepspeed_file_asks_for() -> None:
+    inside = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
+    found = replace(strategy(distributed_type="DEEPSPEED"), deepspeed=inside)
+    assert (found.zero_stage, found.offloads("optimizer"), found.offloads("param")) == (2, True, False)
 
 
 def test_fsdp_on_a_cpu_would_silently_be_ddp(recipe_of: Recipes) -> None:

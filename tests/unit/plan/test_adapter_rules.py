@@ -217,6 +217,15 @@ def test_every_method_with_a_reference_says_so() -> None:
     assert not needs_own_reference(recipe("sft", **LORA))
 
 
+def test_a_reference_that_zero_3_has_in_parts() -> None:
+    """TRL would copy the policy in memory, where there is no adapter to switch off."""
+    found = {name for name in METHODS if needs_own_reference(recipe(name), zero3=True)}
+    assert found == {"bco", "online_dpo", "xpo", "nash_md", "ppo"}
+    assert not any(needs_own_reference(recipe(name)) for name in found)
+    assert not needs_own_reference(recipe("ppo", **LORA), zero3=True)
+    assert not needs_own_reference(recipe("ppo", ref_model={"path": "org/r"}), zero3=True)
+
+
 @pytest.mark.parametrize(
     ("sections", "text"),
     [

@@ -49,12 +49,55 @@ def test_the_file_goes_to_the_run_directory(plan_of: Plans, config: Callable[...
         ({"gradient_clipping": 0.5}, "gradient_clipping 0.5"),
         ({"fp16": {"enabled": True}}, "fp16.enabled true, and the recipe makes it false"),
         ({"bf16": {"enabled": False}}, "bf16.enabled false, and the recipe makes it true"),
+        ({"gradient_accumulation_steps": "1"}, 'gradient_accumulation_steps "1", and the recipe makes it 1'),
+        ({"gradient_accumulation_steps": True}, "gradient_accumulation_steps true, and the recipe makes it 1"),
+        ({"bf16": {"enabled": 1}}, "bf16.enabled 1, and the recipe makes it true"),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": 1e-4}}}, "optimizer.params.lr 0.0001, and the recipe makes"),
+        ({"optimizer": {"params": {"betas": [0.9, 0.95]}}}, "betas [0.9, 0.95], and the recipe makes it [0.9, 0.999]"),
+        ({"optimizer": {"params": {"weight_decay": "0.0"}}}, 'weight_decay "0.0", and the recipe makes it 0.0'),
+        ({"scheduler": {"params": {"warmup_max_lr": 1.0}}}, "warmup_max_lr 1.0"),
+        ({"scheduler": {"params": {"warmup_num_steps": 10}}}, "warmup_num_steps 10, and the recipe makes it 0"),
+        ({"scheduler": {"params": {"total_num_steps": 10}}}, "total_num_steps 10, and the recipe leaves it open"),
     ],
 )
 def test_numbers_that_are_not_the_recipes(
     plan_of: Plans, config: Callable[..., str], values: dict[str, Any], text: str
 ) -> None:
     (problem,) = plan_of("sft", launch={"accelerate": config(values), "gpus": 4}).problems
+    assert text in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("values", "training"),
+    [
+        ({"gradient_clipping": 1, "train_batch_size": "auto", "bf16": {"enabled": "auto"}}, {}),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto"}}}, {}),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "betas": [0.9, 0.999]}}}, {"learning_rate": 1e-4}),
+        ({"optimizer": {"type": "Adam"}}, {"optim": "adamw_torch"}),
+        ({"optimizer": {"type": "OneBitAdam"}}, {}),
+        ({"scheduler": {"type": "WarmupDecayLR", "params": {"warmup_num_steps": 5}}}, {"warmup_steps": 5}),
+        ({"scheduler": {"type": "WarmupDecayLR", "params": {"total_num_steps": 9}}}, {"max_steps": 9}),
+        ({"scheduler": {"type": "WarmupLR"}}, {"lr_scheduler_type": "constant_with_warmup"}),
+    ],
+)
+def test_auto_or_the_same(
+    plan_of: Plans, config: Callable[..., str], values: dict[str, Any], training: dict[str, Any]
+) -> None:
+    assert plan_of("sft", launch={"accelerate": config(values), "gpus": 4}, training=training).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("values", "training", "text"),
+    [
+        ({"optimizer": {"type": "Lamb"}}, {"optim": "adamw_torch"}, 'has optimizer "Lamb", which would take the place'),
+        ({"scheduler": {"type": "WarmupLR"}}, {"lr_scheduler_type": "cosine"}, 'has scheduler "WarmupLR"'),
+        ({"scheduler": {"params": {"warmup_num_steps": 3}}}, {"warmup_steps": 0.1}, "the recipe leaves it open"),
+    ],
+)
+def test_what_would_take_the_recipes_place(
+    plan_of: Plans, config: Callable[..., str], values: dict[str, Any], training: dict[str, Any], text: str
+) -> None:
+    (problem,) = plan_of("sft", launch={"accelerate": config(values), "gpus": 4}, training=training).problems
     assert text in str(problem)
 
 
