@@ -28,12 +28,6 @@ from ptcli.data.rules.text import glued, has_word, plain
 Judge = Callable[[Any, bool], bool]
 """Whether a decoded row is plainly good; the flag says that its line is suspicious, so that texts must be looked at."""
 
-JudgeAll = Callable[[Sequence[Any]], list[int] | None]
-"""The digests of rows that follow each other, where all are plainly good; None where some may not be."""
-
-_TOGETHER = 64
-"""Rows that are decoded and judged at once."""
-_MOST_MISSES = 5
 _MOST_SCHEMAS = 64
 _LOOKED_AT = frozenset(("margin", "tools", "chat_template_kwargs", "conversations", "image", "images"))
 """Columns whose values rules look at."""
@@ -105,20 +99,10 @@ def go_on(
     schema: Schema | None = None,
 ) -> None:
     """The same from the line `begin` on, where rows before it were of this schema."""
-    alone = misses = 0
-    for start in range(begin, len(lines), _TOGETHER):
-        together = lines[start : start + _TOGETHER]
-        if schema is not None and not alone:
-            if good.takes_all(together, start, schema):
-                misses = 0
-                continue
-            misses = min(misses + 1, _MOST_MISSES)
-            alone = 2**misses  # where rows are of many kinds, trying costs more than it saves
-        alone = max(alone - 1, 0)
-        for number, line in enumerate(together, start):
-            if schema is None or not good.takes(line, number, schema):
-                row = slow(number)
-                schema = schemas.of(row) if row is not None else schema
+    for number in range(begin, len(lines)):
+        if schema is None or not good.takes(lines[number], number, schema):
+            row = slow(number)
+            schema = schemas.of(row) if row is not None else schema
     good.add_counts()
 
 
@@ -129,42 +113,6 @@ class GoodRows:
         self.profile, self.suspicious = profile, suspicious
         self.counts: dict[Schema, dict[tuple[Kind, ...], int]] = {}
         """Schema -> kinds of its `extras` -> rows, without the first one, which was looked at slowly."""
-
-    def takes_all(self, lines: Sequence[bytes], number: int, schema: Schema) -> bool:
-        """Whether all of these lines are plainly good rows of one kind, the first one number `number`."""
-        rows = self._decode_all(lines, schema)
-        digests = schema.judge_all(rows) if rows and schema.judge_all else None
-        if not rows or digests is None:
-            return False
-        found = set(map(_no_kinds if schema.extras is None else _kinds_of, map(schema.extras or _no_kinds, rows)))
-        counts = self.counts.get(schema, {})
-        glued = list(map(schema.glued, rows)) if schema.glued is not None else []
-        if len(found) != 1 or not found <= counts.keys() or (any(glued) and not self.knows_glued):
-            return False
-        counts[found.pop()] += len(rows)
-        for at, is_glued in enumerate(glued, number):
-            if is_glued:
-                self.count_glued(at)
-        self._add(number, array("Q", digests))
-        if schema.label is not None:
-            self.profile.labels.extend(map(schema.label, rows))
-            for completion in map(schema.completion, rows) if schema.completion is not None else ():
-                add_neighbour(self.profile, completion)
-        return True
-
-    def _decode_all(self, lines: Sequence[bytes], schema: Schema) -> list[Any] | None:
-        """The rows of lines that have one object each and nothing suspicious."""
-        data = (b"" if lines[0].endswith(b"\n") else b"\n").join(lines).rstrip(b"\n")
-        if any(search(data) for search in self.suspicious):
-            return None
-        # Two objects that follow each other do not stand inside another, so that no row spans two lines.
-        if not (data.startswith(b"{") and data.endswith(b"}") and data.count(b"}\n{") == len(lines) - 1):
-            return None
-        try:
-            rows = schema.decode_all(data)
-        except _NO_DECODE:
-            return None
-        return rows if len(rows) == len(lines) else None
 
     def add_sure(self, number: int, digests: array[int], schema: Schema, kinds: tuple[Kind, ...]) -> None:
         """Counts rows that are known to be plainly good, by their digests."""
@@ -243,10 +191,7 @@ class Schema:
 
     plan: Plan
     decode: Callable[[bytes], Any]
-    decode_all: Callable[[bytes], list[Any]]
-    """Of rows that follow each other, one a line."""
     judge: Judge
-    judge_all: JudgeAll | None
     digest: Callable[[Any], int]
     """As `digests.digest` has it of the columns that are read."""
     extras: Callable[[Any], tuple[Any, ...]] | None
@@ -307,9 +252,7 @@ class _Columns:
         return Schema(
             plan,
             msgspec.json.Decoder(struct).decode,
-            msgspec.json.Decoder(struct).decode_lines,
             self._with_extras(judge, extras),
-            self._judge_all(extras),
             self._digest(plan.read),
             self._tuple_of(extras) if extras else None,
             extras,
@@ -419,21 +362,6 @@ class _Columns:
 
         return judge
 
-    def _judge_all(self, extras: Sequence[str]) -> JudgeAll | None:
-        form, chats = self.plan.form, set(self.found) == {"chat"}
-        if self.facts.rewarded and extras:
-            return None
-        values = self._tuple_of(self.plan.values)
-        if form == "pairs" and self.plan.explicit:
-            together = _prompted_pairs_of(values, chats)
-            compared = [(self._get(one), self._get(other)) for one, other in score_columns(self.plan.columns)]
-            return _with_scores_of(together, compared) if compared else together
-        if not chats or "label" in extras or score_columns(self.plan.columns):
-            return None
-        if form in ("messages", "prompt"):
-            return _chats_of(values, "assistant" if form == "messages" else "user")
-        return _chat_pairs_of(values) if form == "pairs" else None
-
     # What is asked of the other columns.
 
     def _with_extras(self, judge: Judge, extras: Sequence[str]) -> Judge:
@@ -479,123 +407,6 @@ def _good_chat(chat: list[_Message], last: str) -> bool:
 
 def _fold_chat(chat: list[_Message]) -> int:
     return of_chat(tuple([message.role for message in chat]), [message.content for message in chat])
-
-
-def _no_kinds(row: Any) -> tuple[Kind, ...]:
-    return ()
-
-
-def _kinds_of(values: tuple[Any, ...]) -> tuple[Kind, ...]:
-    return tuple(map(kind_of, values))
-
-
-@dataclass(frozen=True)
-class _Chats:
-    """The chats of one column."""
-
-    roles: Sequence[tuple[str, ...]]
-    contents: list[list[str]]
-
-    @staticmethod
-    def of(chats: Sequence[list[_Message]]) -> _Chats:
-        roles = [tuple([message.role for message in chat]) for chat in chats]
-        return _Chats(roles, [[message.content for message in chat] for chat in chats])
-
-    def are_good(self, last: str) -> bool:
-        """Roles in order, and every text begins with a letter or a digit."""
-        begin = "".join([text[:1] for texts in self.contents for text in texts])
-        return (
-            begin.isalnum()
-            and len(begin) == sum(map(len, self.contents))
-            and all(_turns(roles) == last for roles in set(self.roles))
-        )
-
-    @property
-    def digests(self) -> list[int]:
-        return list(map(of_chat, self.roles, self.contents))
-
-
-def _chats_of(values: Callable[[Any], tuple[list[_Message]]], last: str) -> JudgeAll:
-    def judge(rows: Sequence[Any]) -> list[int] | None:
-        chats = _Chats.of([values(row)[0] for row in rows])
-        return chats.digests if chats.are_good(last) else None
-
-    return judge
-
-
-def _chat_pairs_of(values: Callable[[Any], tuple[Any, ...]]) -> JudgeAll:
-    def judge(rows: Sequence[Any]) -> list[int] | None:
-        chosen, rejected = map(_Chats.of, zip(*map(values, rows), strict=True))
-        good = (
-            chosen.are_good("assistant")
-            and rejected.are_good("assistant")
-            and chosen.roles == rejected.roles
-            and all(
-                one[:-1] == other[:-1] and one[-1].strip() != other[-1].strip()
-                for one, other in zip(chosen.contents, rejected.contents, strict=True)
-            )
-        )
-        return list(map(combine, zip(chosen.digests, rejected.digests, strict=True))) if good else None
-
-    return judge
-
-
-def _prompted_pairs_of(values: Callable[[Any], tuple[Any, ...]], chats: bool) -> JudgeAll:
-    """Prompts with two answers each, of one message where they are chats."""
-    return _prompted_chat_pairs_of(values) if chats else _prompted_text_pairs_of(values)
-
-
-def _prompted_chat_pairs_of(values: Callable[[Any], tuple[Any, ...]]) -> JudgeAll:
-    def judge(rows: Sequence[Any]) -> list[int] | None:
-        prompt, chosen, rejected = map(_Chats.of, zip(*map(values, rows), strict=True))
-        answer = {("assistant",)}
-        if set(chosen.roles) != answer or set(rejected.roles) != answer or not prompt.are_good("user"):
-            return None
-        texts = [*zip(chosen.contents, rejected.contents, strict=True)]
-        if not all(one[0].strip() != other[0].strip() for one, other in texts):
-            return None
-        if not _begin_well([text for one, other in texts for text in (*one, *other)]):
-            return None
-        # In the order in which digests take the columns: what a row must have, then its prompt.
-        return list(map(combine, zip(chosen.digests, rejected.digests, prompt.digests, strict=True)))
-
-    return judge
-
-
-def _prompted_text_pairs_of(values: Callable[[Any], tuple[Any, ...]]) -> JudgeAll:
-    def judge(rows: Sequence[Any]) -> list[int] | None:
-        found = list(map(values, rows))
-        good = all(
-            prompt[-1:] not in " \t"
-            and chosen.strip() != rejected.strip()
-            and not chosen.startswith(prompt)
-            and not rejected.startswith(prompt)
-            for prompt, chosen, rejected in found
-        )
-        if not good or not _begin_well([text.lstrip() for texts in found for text in texts]):
-            return None
-        hash_of = _FOLDS["str"]
-        return [combine((hash_of(chosen), hash_of(rejected), hash_of(prompt))) for prompt, chosen, rejected in found]
-
-    return judge
-
-
-def _with_scores_of(judge: JudgeAll, compared: Sequence[tuple[Callable[[Any], Any], Callable[[Any], Any]]]) -> JudgeAll:
-    def with_scores(rows: Sequence[Any]) -> list[int] | None:
-        for one, other in compared:
-            for row in rows:
-                better, worse = one(row), other(row)
-                if type(better) not in (int, float) or type(worse) not in (int, float) or better < worse:
-                    return None
-        return judge(rows)
-
-    return with_scores
-
-
-def _begin_well(texts: Sequence[str]) -> bool:
-    """Whether each text begins with a letter or a digit."""
-    begin = "".join([text[:1] for text in texts])
-    return begin.isalnum() and len(begin) == len(texts)
 
 
 def _plain_chat(chat: list[_Message]) -> bool:

@@ -144,7 +144,7 @@ def test_bad_lines_between() -> None:
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "reward"])
-def test_rows_judged_together(method: str) -> None:
+def test_changed_rows_among_good_ones(method: str) -> None:
     """Long runs of good rows with a changed one among them."""
     random = Random(method)
     good = [row for name, row in GOOD_ROWS.values() if name == method or name in ("dpo", "reward")]
