@@ -99,11 +99,11 @@ class Family:
     """Queries, keys and values are one matrix, and so are gate and up."""
     experts: Literal["none", "plain", "shared", "biased"] = "none"
     """Mixture of experts: plain, with a shared expert besides, or with biases and transposed matrices."""
-    window: Literal["never", "every layer", "by flag", "by type"] = "never"
-    """Which layers look back no further than `sliding_window`: none, all, those after `max_window_layers` where
-    `use_sliding_window` is set, or those that `layer_types` or the family's pattern names."""
+    window: Literal["never", "every layer", "if wanted", "upper layers", "by type"] = "never"
+    """Which layers look back no further than `sliding_window`, where `layer_types` does not say: none, all, all or
+    those from `max_window_layers` on where `use_sliding_window` is set, or all but every n-th."""
     full_every: int = 2
-    """Where the config does not name the types: every n-th layer looks back all the way."""
+    """Every n-th layer looks back all the way."""
 
 
 def _family(defaults: Mapping[str, Any] | None = None, **traits: Any) -> Family:
@@ -125,18 +125,17 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "llama": _family(qkv_bias="attention_bias", out_bias="attention_bias", mlp_bias="mlp_bias"),
         "granite": _family(qkv_bias="attention_bias", out_bias="attention_bias", mlp_bias="mlp_bias"),
         "mistral": _family({"num_key_value_heads": 8, "sliding_window": 4096}, window="every layer"),
-        "ministral": _family({"num_key_value_heads": 8, "sliding_window": 4096}, window="every layer"),
-        "qwen2": _family({"max_window_layers": 28, "sliding_window": 4096}, qkv_bias=True, window="by flag"),
+        "qwen2": _family({"max_window_layers": 28, "sliding_window": 4096}, qkv_bias=True, window="upper layers"),
         "qwen3": _family(
             {"head_dim": 128, "max_window_layers": 28, "sliding_window": 4096},
-            qkv_bias="attention_bias", out_bias="attention_bias", qk_norm="head", window="by flag",
+            qkv_bias="attention_bias", out_bias="attention_bias", qk_norm="head", window="upper layers",
         ),
         "smollm3": _family(
             {
                 "tie_word_embeddings": True, "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 11008,
                 "num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 4,
             },
-            qkv_bias="attention_bias", out_bias="attention_bias", mlp_bias="mlp_bias",
+            qkv_bias="attention_bias", out_bias="attention_bias", mlp_bias="mlp_bias", window="if wanted",
         ),
         "gemma": _family(_GEMMA, qkv_bias="attention_bias", out_bias="attention_bias"),
         "gemma2": _family(
@@ -158,11 +157,11 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "mixtral": _family({"num_key_value_heads": 8}, experts="plain", window="every layer"),
         "qwen2_moe": _family(
             {"qkv_bias": True, "max_window_layers": 28, "sliding_window": 4096},
-            qkv_bias="qkv_bias", experts="shared",
+            qkv_bias="qkv_bias", experts="shared", window="if wanted",
         ),
         "qwen3_moe": _family(
             {"num_key_value_heads": 4, "sliding_window": 4096},
-            qkv_bias="attention_bias", out_bias="attention_bias", qk_norm="head", experts="plain",
+            qkv_bias="attention_bias", out_bias="attention_bias", qk_norm="head", experts="plain", window="if wanted",
         ),
         "gpt_oss": _family(
             {"attention_bias": True, "head_dim": 64, "sliding_window": 128},
@@ -359,8 +358,9 @@ def _looks_back(sizes: _Sizes, index: int) -> bool:
     types = config.get("layer_types")
     if isinstance(types, list) and index < len(types):
         return types[index] == "sliding_attention"
-    if family.window == "by flag":
-        return bool(config.get("use_sliding_window")) and index >= (config.get("max_window_layers") or 0)
+    if family.window in ("if wanted", "upper layers"):
+        first = config.get("max_window_layers") or 0 if family.window == "upper layers" else 0
+        return bool(config.get("use_sliding_window")) and index >= first
     if family.window == "by type":
         return (index + 1) % _count(config.get("sliding_window_pattern", family.full_every)) != 0
     return family.window == "every layer"
