@@ -10,6 +10,7 @@ from typing import Literal
 from ptcli.errors import KeyPath, Problem, RequestError
 from ptcli.methods import METHODS
 from ptcli.plan.accelerate import Strategy, load_strategy
+from ptcli.plan.arguments import argument
 from ptcli.plan.colocate import uses_colocate
 from ptcli.plan.gpus import asked
 from ptcli.plan.layout import decide_backend, server_size, uses_server
@@ -17,6 +18,7 @@ from ptcli.plan.model import Plan
 from ptcli.recipe.local_models import base_model_path, find_base, is_local, local_folder, weight_files
 from ptcli.recipe.model import DataEntry, ModelSpec, Recipe
 from ptcli.recipe.references import data_lists
+from ptcli.run.disk import Need, count_saves, need, sizes_of
 
 UTILIZATION = 0.9
 """vLLM's own default."""
@@ -57,8 +59,8 @@ class Needs:
     url: str | None = None
     """A rollout server that must already run."""
     output_dir: Path = field(default_factory=lambda: Path("runs").absolute())
-    writes: int | None = None
-    """Bytes that a run writes to `output_dir` at least; None when that is not known."""
+    writes: Need | None = None
+    """Bytes of its checkpoints and of the final model; None where the size of the model is not known."""
     weights: int | None = None
     """Bytes of the trained model's weights on this machine; None when they are not here."""
     downloads: tuple[Repository, ...] = ()
@@ -117,7 +119,7 @@ def needs_of(recipe: Recipe, name: str, plan: Plan | None = None, problems: tupl
         ports=ports,
         url=recipe.rollouts.url if uses_server(recipe) else None,
         output_dir=Path(recipe.output_dir).expanduser().absolute(),
-        writes=None if weights is None or recipe.peft is not None else weights,
+        writes=_writes(plan) if plan else None,
         weights=weights,
         downloads=_once(_downloads(recipe)),
         compiles=_compiles(strategy, device),
@@ -181,6 +183,13 @@ def _compiles(strategy: Strategy | None, device: str) -> bool:
     if strategy is None or strategy.kind != "DEEPSPEED":
         return False
     return device == "cpu" or strategy.offloads("optimizer")
+
+
+def _writes(plan: Plan) -> Need | None:
+    sizes = sizes_of(plan)
+    if sizes is None:
+        return None
+    return need(sizes, limit=argument(plan.recipe, "save_total_limit"), saves=count_saves(plan.recipe))
 
 
 def _engine_gpus(plan: Plan) -> tuple[str, ...]:

@@ -45,10 +45,8 @@ class FileSystem:
 def places(needs: Needs) -> tuple[Place, ...]:
     """Where a run writes, and how much at least."""
     temporary = Place("temporary files", _temporary(), 100 * MB, 1 * GB)
-    known = needs.writes or 0
-    output = Place(
-        "output_dir", needs.output_dir, max(known, 100 * MB), max(2 * known, 1 * GB if needs.recipe else 20 * GB)
-    )
+    least, most = (needs.writes.least, needs.writes.most) if needs.writes else (0, 1 * GB if needs.recipe else 20 * GB)
+    output = Place("output_dir", needs.output_dir, max(least, 100 * MB), max(most, 100 * MB))
     if needs.recipe is not None and not needs.downloads:
         return output, temporary
     return output, Place("Hugging Face cache", hub_cache(), 1 * GB, 10 * GB), temporary

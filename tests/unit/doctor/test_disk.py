@@ -9,6 +9,7 @@ import pytest
 
 from ptcli.doctor.checks.disk import FileSystem, Place, judge_disk, places, read_disk
 from ptcli.doctor.needs import Needs, Repository
+from ptcli.run.disk import Need
 
 GB = 10**9
 OUTPUT = Place("output_dir", Path("/data/runs"), 1 * GB, 20 * GB)
@@ -43,7 +44,7 @@ def test_no_inodes_and_no_permission_are_a_full_disk_too() -> None:
 
 
 def test_a_recipe_wants_room_for_what_it_writes(tmp_path: Path) -> None:
-    needs = Needs("r.yaml", output_dir=tmp_path / "not/there/yet", writes=10**15)
+    needs = Needs("r.yaml", output_dir=tmp_path / "not/there/yet", writes=Need(10**15, 10**16, None))
     (system,) = [system for system in read_disk(needs) if system.places[0].name == "output_dir"]
     assert system.at == tmp_path
     (finding,) = judge_disk((system,), needs)
