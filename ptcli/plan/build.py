@@ -183,7 +183,7 @@ def _files(decided: _Decided, steps: tuple[Step, ...]) -> dict[str, str]:
 
 
 def _notes(decided: _Decided) -> tuple[str, ...]:
-    notes = [*decided.layout.strategy.notes, *_unused_rollouts(decided.recipe)]
+    notes = [*decided.layout.strategy.notes, *_unused_config(decided), *_unused_rollouts(decided.recipe)]
     server = decided.server
     if uses_colocate(decided.recipe):
         notes += colocate_notes(decided.recipe)
@@ -199,6 +199,14 @@ def _notes(decided: _Decided) -> tuple[str, ...]:
     if decided.layout.nodes > 1:
         notes.append("several nodes: run `launch.sh` on each, with MASTER_ADDR and NODE_RANK set")
     return tuple(notes)
+
+
+def _unused_config(decided: _Decided) -> list[str]:
+    """The one that accelerate would take by itself: it has started runs with counts of another day (axolotl#394)."""
+    path = decided.machine.accelerate_config
+    if path is None or Path(path) == Path(decided.layout.strategy.name).expanduser():
+        return []
+    return [f"{path} is not used: launch.accelerate is {decided.layout.strategy.name}"]
 
 
 def _unused_rollouts(recipe: Recipe) -> list[str]:

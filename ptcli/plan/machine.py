@@ -44,6 +44,7 @@ def read_machine(
         visible=visible,
         device_order=order,
         threads=int(threads) if threads.isdigit() else None,
+        accelerate_config=_accelerate_config(environ),
     )
 
 
@@ -126,6 +127,14 @@ def free_ports(avoid: Iterable[int] = (), count: int = len(PREFERRED_PORTS)) -> 
                 listener.bind(("", port))
                 ports.append(port)
     return tuple(ports)
+
+
+def _accelerate_config(environ: Mapping[str, str]) -> str | None:
+    """What `accelerate config` left, and accelerate takes where it is given nothing else."""
+    cache = environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.path.expanduser(environ.get("HF_HOME") or f"{cache}/huggingface")
+    path = f"{home}/accelerate/default_config.yaml"
+    return path if os.path.isfile(path) else None
 
 
 def _leading_integer(entry: str) -> int:

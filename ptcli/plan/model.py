@@ -44,6 +44,10 @@ class Machine:
     """CUDA_DEVICE_ORDER that gives the index tokens their meaning."""
     threads: int | None = None
     """OMP_NUM_THREADS as the caller set it."""
+    accelerate_config: str | None = None
+    """The caller's default config of accelerate's, where there is one. It is not used."""
+    place: Place | None = None
+    """Which node it is; None for the only one, and where a plan is only looked at."""
 
 
 @dataclass(frozen=True)

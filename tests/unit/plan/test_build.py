@@ -533,3 +533,13 @@ def test_what_a_trainer_that_generates_by_itself_ignores_is_said(plan_of: Callab
     (note,) = [note for note in plan_of("grpo", rollouts=given).plan.notes if "rollouts" in note]
     assert "gpus, engine of rollouts do nothing" in note
     assert not [note for note in plan_of("grpo", rollouts={"backend": "transformers"}).plan.notes if "rollouts" in note]
+
+
+def test_a_default_config_of_accelerates_is_said_to_be_unused(plan_of: Plans, tmp_path: Path) -> None:
+    file = tmp_path / "default_config.yaml"
+    file.write_text("distributed_type: MULTI_GPU\n")
+    machine = Machine(gpus=(), cpus=2, accelerate_config=str(file))
+    launch: dict[str, Any] = {"device": "cpu", "processes": 2}
+    assert f"{file} is not used: launch.accelerate is ddp" in good(plan_of("sft", machine, launch=launch)).notes
+    named = good(plan_of("sft", machine, launch=launch | {"accelerate": str(file)}))
+    assert not any("is not used" in note for note in named.notes)

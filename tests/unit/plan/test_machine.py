@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -145,3 +146,21 @@ def test_a_bad_assumption_names_the_forms(spec: str) -> None:
     with pytest.raises(RequestError, match="8x80GiB or 2x8x80GiB") as caught:
         assume_machine(spec)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("environ", "folder"),
+    [
+        ({"HF_HOME": "{}/hub"}, "hub"),
+        ({"XDG_CACHE_HOME": "{}/cache"}, "cache/huggingface"),
+        ({"HF_HOME": "{}/hub", "XDG_CACHE_HOME": "{}/cache"}, "hub"),
+    ],
+)
+def test_the_default_config_of_accelerates_is_found(tmp_path: Path, environ: dict[str, str], folder: str) -> None:
+    """Where accelerate keeps it, as `accelerate config` writes it."""
+    there = {name: value.format(tmp_path) for name, value in environ.items()}
+    assert read_machine(None, environ=there, devices=list).accelerate_config is None
+    file = tmp_path / folder / "accelerate/default_config.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("distributed_type: FSDP\n")
+    assert read_machine(None, environ=there, devices=list).accelerate_config == str(file)
