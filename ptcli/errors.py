@@ -3,7 +3,7 @@
     PtcliError
     ├── RequestError   2    the request is wrong: recipe, option, machine, a file that is not there
     ├── WorkError      1    the work failed: training crashed, the server died, nothing was trained
-    └── Interrupted  130/143  stopped by Ctrl-C or SIGTERM, after a clean teardown
+    └── Interrupted  130/143  stopped by Ctrl-C, or by SIGTERM or SIGUSR1, after a clean teardown
 
 A `RequestError` carries `Problem`s, all that could be found at once. A problem names the recipe key at fault; the
 `Position` in the file is attached by whoever knows the sources (`ptcli.recipe.loading.SourceMap`).
@@ -78,10 +78,12 @@ class WorkError(PtcliError):
 class Interrupted(PtcliError):
     """A signal ended the work, after a clean teardown."""
 
-    def __init__(self, signum: int):
+    def __init__(self, signum: int, outcome: str = ""):
+        """`outcome`: what became of the work, as `checkpoint-500 is saved`."""
         self.signum = signum
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        super().__init__(f"stopped by {signal.Signals(signum).name}{'; ' + outcome if outcome else ''}")
 
     @property
     def exit_code(self) -> int:  # type: ignore[override]
-        return 128 + self.signum
+        """SIGUSR1 is a scheduler's early SIGTERM, and ends as that does."""
+        return 128 + (signal.SIGTERM if self.signum == signal.SIGUSR1 else self.signum)

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP: noted instead of obeyed at once, so that a run is ended in order, or raised."""
+"""Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP: noted instead of obeyed at once, so that a run is ended in order, or raised."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Signals:
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
                 # nohup ignores SIGHUP for us, and means it.
                 if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:
                     self._old[signum] = signal.signal(signum, self._note)
@@ -38,13 +38,18 @@ class Signals:
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self._received.append((signum, time.monotonic()))
 
+    @property
+    def received(self) -> int | None:
+        """The first that came."""
+        return self._received[0][0] if self._received else None
+
     def check(self) -> None:
         """Raise Interrupted if one came."""
         if self._received:
             raise Interrupted(self._received[0][0])
 
     def hurry(self) -> bool:
-        """True once a person asked twice."""
+        """True once it was asked twice."""
         return bool(self._received) and self._received[-1][1] - self._received[0][1] > _SAME
 
 
@@ -55,7 +60,7 @@ def signals_raised() -> Iterator[None]:
     def stop(signum: int, frame: FrameType | None) -> None:
         raise Interrupted(signum)
 
-    old = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    old = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield
     finally:

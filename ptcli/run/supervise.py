@@ -8,7 +8,10 @@ the processes:
     the trainer ended with 0 and at least one step           finished   0
     either side died, no progress, not ready, no steps       failed     1    WorkError
     a guard of the trainer's stopped it                      failed     1    GuardStopped
-    SIGINT, SIGTERM, SIGHUP                                   stopped  128+n  Interrupted
+    SIGINT, SIGTERM, SIGUSR1 while training                   stopped  130, 143  Interrupted, with a checkpoint
+    the same before, or twice; SIGHUP                         stopped  128+n  Interrupted, at once
+
+A checkpoint is asked for by a file (`ptcli.train.stopping`): signals would end torchrun's workers before they save.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ptcli.errors import Interrupted, PtcliError, WorkError
 from ptcli.events import Event
+from ptcli.methods import METHODS
 from ptcli.run.health import (
     SILENCE,
     Background,
@@ -34,7 +38,7 @@ from ptcli.run.health import (
 )
 from ptcli.run.logs import first_error, tail
 from ptcli.run.processes import Processes, ProcessGroup, adopt_orphans
-from ptcli.run.rundir import RunDirectory, State, Status
+from ptcli.run.rundir import REQUEST, RunDirectory, State, Status
 from ptcli.run.signals import Signals
 
 if TYPE_CHECKING:
@@ -45,6 +49,12 @@ TICK = 0.1
 """Seconds between two looks at everything."""
 RECORD_INTERVAL = 1.0
 """Seconds between two records of descendants; more when recording itself is slow."""
+CHECKPOINT_SECONDS = 60.0
+"""How long a trainer that was asked for a checkpoint may take to finish its step, at least."""
+CHECKPOINT_STEPS = 10
+"""The same in median steps."""
+FIRST_STEP_SECONDS = 600.0
+"""The same where nothing is known of steps yet."""
 BLAME_SECONDS = 5.0
 """How long a trainer that lost its connection may have died before the server whose fault it was."""
 
@@ -53,6 +63,7 @@ _ACTIVITIES = {
     "loading": "the trainer loads model and data",
     "training": "training",
     "saving": "saving the model",
+    "stopped": "the trainer ends",
     "finished": "the trainer ends",
 }
 _LOST_SERVER = ("Connection", "answered 5", "Request failed: 5", "RemoteDisconnected", "reset by peer", "Max retries")
@@ -110,13 +121,18 @@ class Run:
     def __init__(self, plan: Plan, rundir: RunDirectory, view: View, signals: Signals, processes: Processes):
         self.plan, self.rundir, self.view, self.signals, self.processes = plan, rundir, view, signals, processes
         self.beat: Heartbeat | None = None
+        status = rundir.status()
+        self._done = status.step if status else 0
+        """Steps that were finished before this run."""
         self._record_at = 0.0
+        self._asked_at: float | None = None
+        """When the trainer was asked for a checkpoint, or was last seen to be at one."""
         self._told = 0
         """Events of guards that were said."""
 
     @property
     def step(self) -> int:
-        return self.beat.step if self.beat else 0
+        return self.beat.step if self.beat else self._done
 
     @property
     def events(self) -> tuple[Event, ...]:
@@ -174,7 +190,8 @@ class Run:
         watchdog = Watchdog(self.plan.no_progress_seconds, now)
         pulse = Pulse(self.plan.server, self.plan.no_progress_seconds, now) if self.plan.server else None
         while (code := trainer.poll()) is None:
-            self._look_around(self._activity())
+            self._heed_signals(watchdog.step_seconds)
+            self._look_around(self._activity(), heed=False)
             self._check_server()
             now = time.monotonic()
             watchdog.observe(self.beat, log_size(self.rundir.log("trainer")), now)
@@ -183,6 +200,27 @@ class Run:
                 self._give_up(complaint)
         self._read_beat()
         self._judge(code)
+
+    def _heed_signals(self, step_seconds: float | None) -> None:
+        """Have a checkpoint saved when a signal came, and see that it does not take for ever. Raises Interrupted where
+        there can be none, or no longer."""
+        signum, now = self.signals.received, time.monotonic()
+        if signum is None:
+            return
+        phase = self.beat.phase if self.beat else "loading"
+        if signum == signal.SIGHUP or phase == "loading" or not METHODS[self.plan.method].resumes:
+            raise Interrupted(signum)
+        if self.signals.hurry():
+            raise Interrupted(signum, "it came twice, and no checkpoint was waited for")
+        if self._asked_at is None:
+            (self.rundir.path / REQUEST).touch()
+            what = "once more" if signum != signal.SIGINT else "Ctrl-C once more"
+            self.view.say(f"{signal.Signals(signum).name}: a checkpoint is saved after this step; {what} ends at once")
+        if self._asked_at is None or phase != "training":
+            self._asked_at = now
+        steps = CHECKPOINT_STEPS * step_seconds if step_seconds else FIRST_STEP_SECONDS
+        if now - self._asked_at > max(CHECKPOINT_SECONDS, steps):
+            raise Interrupted(signum, f"no checkpoint: the step did not end in {now - self._asked_at:.0f} s")
 
     def _follow_up(self) -> None:
         """What comes after the training, once its processes are gone and have given their memory back."""
@@ -201,6 +239,8 @@ class Run:
         finished = self.beat is not None and self.beat.phase == "finished"
         if code == 0 and finished and self.step > 0:
             return
+        if code == 0 and self.beat is not None and self.beat.phase == "stopped":
+            raise Interrupted(self.signals.received or signal.SIGTERM, f"checkpoint-{self.step} is saved")
         if code == 0 and (finished or self.step == 0):
             raise SideFailed("trainer", "the trainer ended without having trained a single step")
         if code == 0:
@@ -243,9 +283,10 @@ class Run:
         step = find_step(self.plan, name)
         return self.processes.start(step, self.rundir.log(name))
 
-    def _look_around(self, activity: str) -> None:
-        """What every loop does at every turn. Raises Interrupted when a signal came."""
-        self.signals.check()
+    def _look_around(self, activity: str, *, heed: bool = True) -> None:
+        """What every loop does at every turn. Raises Interrupted when a signal came, unless that is taken care of."""
+        if heed:
+            self.signals.check()
         self._read_beat()
         self._record()
         self.view.show(activity, self.beat)
@@ -270,6 +311,8 @@ class Run:
         self._record_at = began + max(RECORD_INTERVAL, 50 * took)
 
     def _activity(self) -> str:
+        if self._asked_at is not None:
+            return "saving a checkpoint before the end"
         return _ACTIVITIES[self.beat.phase if self.beat else "loading"]
 
     def _tear_down(self) -> None:

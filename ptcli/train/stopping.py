@@ -81,9 +81,13 @@ class StopAtRequest(TrainerCallback):
 def go_on(trainer: Any, checkpoint: str) -> None:
     """Let a trainer continue where the run was that wrote the checkpoint. Raises NothingLeft, or what training raises.
 
-    Trainers that generate count their micro-steps, to know when completions are due; TRL starts counting anew.
+    Trainers that generate count their micro-steps, to know when completions are due, and all count tokens; TRL starts
+    counting anew.
     """
+    state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+    if hasattr(trainer, "_total_train_tokens"):
+        tokens = [row["num_tokens"] for row in state.log_history if "num_tokens" in row]
+        trainer._total_train_tokens = int(tokens[-1]) if tokens else 0
     if hasattr(trainer, "_buffered_inputs"):
-        state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
         trainer._step = state.global_step * trainer.args.gradient_accumulation_steps
     trainer.train(resume_from_checkpoint=checkpoint)

@@ -20,6 +20,7 @@ from ptcli.plan.slurm import Job, job_machine, plan_job
 from ptcli.recipe.loading import SourceMap
 from ptcli.request import Accepted
 from ptcli.run import slurm
+from ptcli.run.resume import Resumption
 from ptcli.run.slurm import JOB_FILE, Submitted, check_cluster, check_no_job, submission_environment, submitted_lines
 from tests.unit.plan.conftest import make_recipe
 
@@ -254,7 +255,7 @@ def test_a_refused_continuation_changes_nothing(accepted: Accepted) -> None:
     run = accepted.plan.output_dir
     (run / "checkpoint-5").mkdir(parents=True)
     (run / "status.json").write_text('{"state": "stopped"}')
-    resumed = Accepted(accepted.plan, accepted.sources, accepted.job, resumes=True)
+    resumed = Accepted(accepted.plan, accepted.sources, accepted.job, Resumption(accepted.plan))
     with pytest.raises(WorkError):
         submit(resumed, Cluster(sbatch=1))
     assert (run / "status.json").read_text() == '{"state": "stopped"}'

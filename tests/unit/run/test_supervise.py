@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ import pytest
 
 from ptcli.plan.model import Plan, Server, Step
 from ptcli.run import health
+from ptcli.run import supervise as supervise_module
 from ptcli.run.panel import Lines
 from ptcli.run.processes import MARK, Processes
 from ptcli.run.rundir import RunDirectory, Status
@@ -31,6 +33,21 @@ LAB = "UNIT_TEST_FOLDER"
 FAKE_SERVER = Path(__file__).parent / "fake_server.py"
 TRAINS = BEAT + "for step in range(1, 4): beat(step, total=3); time.sleep(0.1)\nbeat(3, 'finished', 3)\n"
 GOES_ON = BEAT + "for step in range(1, 3000): beat(step); time.sleep(0.1)\n"
+SAVES = (
+    BEAT
+    + """
+request = os.path.join(os.path.dirname(sys.argv[1]), "checkpoint.request")
+for step in range(1, 3000):
+    beat(step)
+    time.sleep(0.1)
+    if os.path.exists(request):
+        beat(step, "saving")
+        time.sleep(0.5)
+        beat(step, "stopped")
+        break
+"""
+)
+"""Like GOES_ON, until it is asked for a checkpoint."""
 HANGS = BEAT + "beat(2); print('RuntimeError: waiting for the server', flush=True); time.sleep(300)\n"
 
 
@@ -103,7 +120,7 @@ def quick_pulse(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _handlers_are_put_back() -> Iterator[None]:
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
     before = [signal.getsignal(s) for s in signals]
     yield
     assert [signal.getsignal(s) for s in signals] == before
@@ -227,15 +244,47 @@ def test_external_server_that_is_not_there(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize(
-    ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=["INT", "TERM", "HUP"]
+    ("signum", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)],
+    ids=["INT", "TERM", "USR1"],
 )
 def test_stopped_while_training(lab: Lab, signum: int, code: int) -> None:
+    """The trainer is asked for a checkpoint and ends by itself, with no signal."""
     lab.meanwhile(lab.training, lambda: os.kill(os.getpid(), signum))
-    status = lab.run(lab.plan(GOES_ON))
+    status = lab.run(lab.plan(SAVES))
     assert (status.state, status.exit_code) == ("stopped", code)
-    assert signal.Signals(signum).name in (status.cause or "")
+    assert status.cause == f"stopped by {signal.Signals(signum).name}; checkpoint-{status.step} is saved"
     assert status.step > 1
+    assert "a checkpoint is saved after this step" in lab.output.getvalue()
     assert is_gone(lab.child())
+
+
+def test_a_closed_terminal_ends_at_once(lab: Lab) -> None:
+    lab.meanwhile(lab.training, lambda: os.kill(os.getpid(), signal.SIGHUP))
+    status = lab.run(lab.plan(GOES_ON))
+    assert (status.state, status.exit_code, status.cause) == ("stopped", 129, "stopped by SIGHUP")
+
+
+def test_a_step_that_does_not_end_is_not_waited_for(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervise_module, "CHECKPOINT_SECONDS", 1.5)
+    lab.meanwhile(lab.training, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    status = lab.run(lab.plan(GOES_ON))
+    assert (status.state, status.exit_code) == ("stopped", 143)
+    assert re.fullmatch(r"stopped by SIGTERM; no checkpoint: the step did not end in [12] s", status.cause or "")
+
+
+def test_a_method_that_cannot_go_on_saves_nothing(lab: Lab) -> None:
+    lab.meanwhile(lab.training, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    status = lab.run(replace(lab.plan(SAVES), method="ppo"))
+    assert (status.state, status.exit_code, status.cause) == ("stopped", 143, "stopped by SIGTERM")
+
+
+def test_a_save_that_fails_is_a_failure(lab: Lab) -> None:
+    fails = SAVES.replace('beat(step, "stopped")', "sys.exit('error: no room for checkpoint-3')")
+    lab.meanwhile(lab.training, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    status = lab.run(lab.plan(fails))
+    assert (status.state, status.exit_code) == ("failed", 1)
+    assert "no room for checkpoint-3" in (status.cause or "")
 
 
 def test_stopped_while_the_server_starts(lab: Lab) -> None:
@@ -248,7 +297,8 @@ def test_stopped_while_the_server_starts(lab: Lab) -> None:
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_second_ctrl_c_kills_at_once(lab: Lab, times: int) -> None:
-    """A server that ignores SIGTERM costs its grace once, and nothing for a person in a hurry."""
+    """A trainer within a long step is waited for once, a server that ignores SIGTERM costs its grace, and nothing costs
+    a person in a hurry."""
     (lab.folder / "stubborn").touch()
     began: list[float] = []
 
@@ -259,7 +309,7 @@ def test_second_ctrl_c_kills_at_once(lab: Lab, times: int) -> None:
             time.sleep(0.8)
 
     lab.meanwhile(lab.training, press)
-    status = lab.run(lab.plan(GOES_ON))
+    status = lab.run(lab.plan(SAVES if times == 1 else GOES_ON))
     took = time.monotonic() - began[0]
     assert status.exit_code == 130
     assert took < 4 if times == 2 else 4 < took < 15
