@@ -9,6 +9,7 @@ Sources: user-pain.md L8 to L11 and O8 to O10, launch.md section 4; trl 1.12, pe
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -326,6 +327,12 @@ def _toolkit(run: Run) -> Iterator[Problem]:
     yield Problem(message, f"install the CUDA {wanted} toolkit and set CUDA_HOME, or use fsdp2_offload", KEY)
 
 
+def _installed(run: Run) -> Iterator[Problem]:
+    if run.strategy.kind == "DEEPSPEED" and not run.assumed and importlib.util.find_spec("deepspeed") is None:
+        message = f"launch.accelerate: {run.strategy.name} needs DeepSpeed, which is not installed"
+        yield Problem(message, "pip install 'ptcli[deepspeed]', or use fsdp2", KEY)
+
+
 CONDITIONS: tuple[Condition, ...] = (
     Condition(
         "FSDP with 4-bit weights: `bnb_4bit_quant_storage`, `bnb_4bit_compute_dtype` and `dtype` are one floating type",
@@ -338,6 +345,7 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition(
         "FSDP: `fsdp_transformer_layer_cls_to_wrap` names classes of the model", "LLaMA-Factory#8279", _wrapped_layers
     ),
+    Condition("ZeRO: DeepSpeed is installed", "accelerate 1.15", _installed),
     Condition("optimizer offload: `training.optim` is AdamW or Adagrad", "accelerate 1.15", _optimizer_offload),
     Condition("optimizer offload on GPUs: nvcc of torch's CUDA version", "DeepSpeed#1279, #4513", _toolkit),
 )  # fmt: skip

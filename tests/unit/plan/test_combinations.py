@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -190,6 +191,18 @@ def test_an_offloaded_optimizer_is_compiled(
     assert text is None or text in found[0]
     assert said(plan_of("sft", machine, **on("fsdp2_offload"))) == []
     assert said(plan_of("sft", "4", **on("zero3_offload"))) == [], "nothing is known of an assumed machine"
+
+
+def test_deepspeed_is_installed(
+    plan_of: Plans, machine_of: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "deepspeed" else find(name))
+    machine = machine_of(*map(str, range(4)))
+    (line,) = said(plan_of("sft", machine, **on("zero2")))
+    assert "zero2 needs DeepSpeed, which is not installed" in line
+    assert said(plan_of("sft", machine, **on("fsdp2"))) == []
+    assert said(plan_of("sft", "4", **on("zero2"))) == [], "nothing is known of an assumed machine"
 
 
 def test_the_toolkit_that_torch_would_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
