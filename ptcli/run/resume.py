@@ -8,7 +8,7 @@ Nothing is written here; what is found is carried out by `ptcli.run.start`.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from ptcli.plan.arguments import argument
 from ptcli.plan.model import Plan, Step
 from ptcli.plan.script import launch_script
 from ptcli.run.checkpoints import Checkpoint, Torn, list_checkpoints, open_checkpoint, step_of
-from ptcli.run.rundir import EARLIER, RunDirectory
+from ptcli.run.rundir import EARLIER, RunDirectory, Status
 from ptcli.run.sameness import compare
 
 _AGAIN = "start again without it, with --overwrite or another output_dir"
@@ -60,10 +60,26 @@ def resume(plan: Plan, resume_from: str | None) -> Resumption:
     return Resumption(_go_on(plan, found.checkpoint, notes), found.checkpoint, aside)
 
 
-def resume_command(recipe: str, overrides: tuple[str, ...] = (), *, smoke: bool = False) -> str:
-    """What to type to go on with a run that was stopped."""
-    words = ["ptcli", "train", recipe, *overrides, *(["--smoke"] if smoke else []), "--resume"]
-    return shlex.join(words)
+def way_back(plan: Plan, status: Status, argv: Sequence[str]) -> list[str]:
+    """What to say of a run that ended before it was done: how to go on. `argv`: ptcli's arguments."""
+    if status.state == "finished" or not METHODS[plan.method].resumes:
+        return []
+    latest = _latest(plan.output_dir).checkpoint
+    if latest is None:
+        return []
+    return [f"to go on from step {latest.step}: {resume_command(argv)}"]
+
+
+def resume_command(argv: Sequence[str]) -> str:
+    """The command with those arguments, going on from the latest checkpoint."""
+    kept: list[str] = []
+    for word, before in zip(argv, ("", *argv), strict=False):
+        if before != "--resume-from" and word.partition("=")[0] not in _NOT_AGAIN:
+            kept.append(word)
+    return shlex.join(["ptcli", *kept, "--resume"])
+
+
+_NOT_AGAIN = frozenset({"--resume", "--resume-from", "--overwrite", "--json"})
 
 
 # --- which checkpoint ------------------------------------------------------------------------------------------------
