@@ -46,6 +46,8 @@ _SLOW_START = {
     "torch_compile", "torch_compile_backend", "torch_compile_mode", "dataloader_num_workers", "dataset_num_proc",
     "dataloader_prefetch_factor", "dataloader_persistent_workers", "use_transformers_continuous_batching",
 }  # fmt: skip
+_NOT_OFFLOADED = {"zero3_offload": "zero3"}
+"""What offloads, and the same without: all is in main memory already, and DeepSpeed's Adam takes a minute to compile."""
 _UNLIKE_THE_POLICY = frozenset({"teacher"})
 """Models whose stand-in gets random weights: a student has nothing to learn from its like, and its loss would be 0."""
 _GPU_ENGINE = frozenset(
@@ -181,6 +183,8 @@ def _launch(launch: LaunchSpec) -> LaunchSpec:
     strategy = load_strategy(accelerate)[0] if accelerate else None
     if strategy is not None and strategy.kind == "FSDP":
         accelerate = "ddp"  # accelerate has no FSDP on a CPU, and would run DDP without a word
+    elif strategy is not None and strategy.shipped:
+        accelerate = _NOT_OFFLOADED.get(strategy.name, strategy.name)
     single = strategy is not None and strategy.single
     count = 1 if single else _processes(launch)
     processes = None if count == 1 and launch.processes is None else count
