@@ -47,7 +47,7 @@ _SLOW_START = {
     "dataloader_prefetch_factor", "dataloader_persistent_workers", "use_transformers_continuous_batching",
 }  # fmt: skip
 _NOT_OFFLOADED = {"zero3_offload": "zero3"}
-"""What offloads, and the same without: all is in main memory already, and DeepSpeed's Adam takes a minute to compile."""
+"""What offloads, and the same without: all is in main memory already, and DeepSpeed's Adam takes a minute to build."""
 _UNLIKE_THE_POLICY = frozenset({"teacher"})
 """Models whose stand-in gets random weights: a student has nothing to learn from its like, and its loss would be 0."""
 _GPU_ENGINE = frozenset(
