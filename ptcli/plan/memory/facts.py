@@ -62,9 +62,9 @@ def memory_problems(machine: Machine, layout: Layout, recipe: Recipe) -> list[Pr
     problems = [*_rollouts_too_large(recipe, facts)]
     least, room = facts.get("trainer_least_bytes", 0), facts.get("trainer_left_bytes", facts.get("trainer_gpu_bytes"))
     if argument(recipe, _SLEEP, False) and "trainer_left_bytes" in facts:
-        least -= facts["trainer"].get("gradients", 0)  # while vLLM is awake there are none
-    if room is None or least <= room:
-        return problems
+        least -= facts.get("trainer", {}).get("gradients", 0)  # while vLLM is awake there are none
+    if room is None or least <= room or recipe.model.init_kwargs.get("device_map"):
+        return problems  # a device map may leave layers in main memory
     if "trainer_left_bytes" in facts:
         given = f"{_share(recipe)} of {gib(facts['trainer_gpu_bytes'])}"
         message = f"{given} leaves {gib(room)} of each GPU to training, which needs at least {gib(least)}"
@@ -116,12 +116,12 @@ def gib(size: float) -> str:
 
 def _of_trainer(held: Held) -> dict[str, Any]:
     facts: dict[str, Any] = {}
+    if held.items:
+        facts |= {"trainer": dict(held.items), "trainer_least_bytes": held.bytes, "trainer_largest": held.largest}
     if held.parameters is not None:
-        facts |= {"parameters": held.parameters, "trainer": dict(held.items), "trainer_least_bytes": held.bytes}
+        facts["parameters"] = held.parameters
     if held.trained is not None:
         facts["trained_parameters"] = held.trained
-    if held.largest is not None and held.parameters is not None:
-        facts["trainer_largest"] = held.largest
     if held.logits is not None:
         facts["trainer_logits_bytes"] = held.logits
     return facts | ({"unknown_models": list(held.unknown)} if held.unknown else {})
@@ -155,12 +155,17 @@ def _room(recipe: Recipe, share: int) -> Room | None:
         Engine(
             share=share,
             width=width,
-            cache_width=1.0 if str(engine.get("kv_cache_dtype", "auto")).startswith("fp8") else width,
+            cache_width=_cache_width(str(engine.get("kv_cache_dtype", "auto")), width),
             tensor=rollouts.tensor_parallel_size,
             pipeline=pipeline if isinstance(pipeline, int) and pipeline > 0 else 1,
             max_model_len=_longest(recipe),
         ),
     )
+
+
+def _cache_width(dtype: str, width: float) -> float:
+    """Bytes of a value in the KV cache; of types that are not known here at least half of one."""
+    return width if dtype == "auto" else float(WIDTH.get(dtype, 1 if dtype.startswith("fp8") else 0.5))
 
 
 def _longest(recipe: Recipe) -> int | None:

@@ -251,7 +251,7 @@ def _logits(recipe: Recipe, model: Model, way: _Way) -> int | None:
         return None
     pairs = row.datasets[0] is DatasetType.PREFERENCE or row.batching is Batching.PAIRS
     rows = int(argument(recipe, "per_device_train_batch_size", 8)) * (2 if pairs else 1)
-    width = WIDTH[recipe.model.dtype or "float32"] if way.precision == "no" else 2
+    width = WIDTH.get(recipe.model.dtype or "float32", 2) if way.precision == "no" else 2
     return rows * length * vocabulary * width
 
 

@@ -99,6 +99,8 @@ class Optimizer:
     """Whether it keeps a row and a column for a matrix (Adafactor, Shazeer and Stern, 2018, section 3)."""
     paged: bool = False
     """Whether states may be in main memory, which makes nothing the least that they take on the GPU."""
+    frees_gradients: bool = False
+    """Whether each weight is changed as soon as its gradient is there, so that no two gradients need be kept."""
 
     def bytes_of(self, weight: Weight, width: float) -> float:
         """Bytes for one weight, whose values have `width`."""
@@ -132,6 +134,13 @@ OPTIMIZERS: Mapping[str, Optimizer] = MappingProxyType(
         "adamw_torch_4bit": Optimizer(2, 0.5, block=128),
         "adafactor": Optimizer(factored=True),
         "sgd": Optimizer(),
+        **dict.fromkeys(
+            (
+                "lomo", "adalomo", "galore_adamw_layerwise", "galore_adamw_8bit_layerwise",
+                "galore_adafactor_layerwise", "apollo_adamw_layerwise",
+            ),
+            Optimizer(frees_gradients=True),
+        ),
         "adagrad": Optimizer(1),
         "rmsprop": Optimizer(1),
         **dict.fromkeys(("adamw_bnb_8bit", "adamw_8bit"), Optimizer(2, **_BNB_8BIT)),  # type: ignore[arg-type]
@@ -238,7 +247,7 @@ def trained_bytes(
     for weights, width in groups:
         for weight in weights:
             totals["weights"] += width * weight.size / shards.weights
-            totals["gradients"] += width * weight.size / shards.gradients
+            totals["gradients"] += 0.0 if optimizer.frees_gradients else width * weight.size / shards.gradients
             totals["master weights"] += widths.master * weight.size / shards.optimizer
             totals["optimizer"] += optimizer.bytes_of(weight, max(width, widths.least_state)) / shards.optimizer
     return totals
