@@ -83,6 +83,13 @@ def train(
         Literal["local", "slurm"],
         typer.Option(help="Run here, or submit a job to Slurm (launch.slurm) and return."),
     ] = "local",
+    node_rank: Annotated[
+        int | None, typer.Option("--node-rank", metavar="N", help="Which of several nodes this is, from 0 (NODE_RANK).")
+    ] = None,
+    master: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Where the nodes meet: node 0 (MASTER_ADDR, MASTER_PORT)."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train a model; for online methods, also start and supervise the vLLM server.
@@ -95,6 +102,14 @@ def train(
 
       ptcli train recipes/dpo.yaml training.beta=0.05 output_dir=runs/dpo-05
 
+    Ctrl-C, SIGTERM and SIGUSR1 save a checkpoint and end the run; this goes on from there:
+
+      ptcli train recipes/sft.yaml --resume
+
+    On several nodes, and as a job of Slurm:
+
+      ptcli train recipes/sft.yaml launch.gpus=8 launch.nodes=2 --node-rank 0 --master 10.0.0.1:29500
+
       ptcli train recipes/sft.yaml launch.gpus=8 launch.nodes=2 --launcher slurm --dry-run
     """
     if assume_gpus is not None and not dry_run:
@@ -104,7 +119,7 @@ def train(
     accepted = accept(
         Request(
             recipe, tuple(overrides or ()), smoke, assume_gpus,
-            launcher=launcher, resume=resume, resume_from=resume_from,
+            launcher=launcher, resume=resume, resume_from=resume_from, node_rank=node_rank, master=master,
         )
     )  # fmt: skip
     if dry_run:
@@ -446,15 +461,18 @@ def _run(accepted: Accepted, *, overwrite: bool, as_json: bool) -> None:
     """Run a plan to its end and leave with its exit code."""
     from ptcli.run.panel import choose_view
     from ptcli.run.report import finished_lines
+    from ptcli.run.resume import way_back
     from ptcli.run.start import start
 
     plan = accepted.plan
     _print_notes(plan)
     status = start(accepted, overwrite=overwrite, view=choose_view(quiet=as_json))
+    for line in way_back(plan, status, sys.argv[1:]) if plan.node == 0 else ():
+        typer.echo(line, err=True)
     with _unread_output_forgiven():
         if as_json:
             _print_json(status.as_dict())
-        elif status.exit_code == 0:
+        elif status.exit_code == 0 and plan.node == 0:
             typer.echo(
                 "\n".join(finished_lines(plan.output_dir, status.step, status.events, merged=plan.after is not None))
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -37,6 +37,10 @@ class Request:
     """Go on from the latest whole checkpoint in the output directory."""
     resume_from: str | None = None
     """Go on from this checkpoint."""
+    node_rank: int | None = None
+    """Which of several nodes this is."""
+    master: str | None = None
+    """Where they meet: HOST:PORT of node 0."""
 
     @property
     def resumes(self) -> bool:
@@ -74,12 +78,15 @@ def accept(request: Request) -> Accepted:
     from ptcli.plan.build import build_plan
     from ptcli.plan.slurm import place_problems
     from ptcli.recipe.loading import load_recipe
+    from ptcli.run.disk import check_disk
     from ptcli.run.inputs import check_inputs
     from ptcli.run.resume import resume
 
     _check_working_directory()
     if request.smoke and request.launcher != "local":
         raise RequestError("--smoke runs on this machine's CPU; leave it out, or --launcher slurm")
+    if request.launcher == "slurm" and (request.node_rank, request.master) != (None, None):
+        raise RequestError("--node-rank and --master: Slurm places the nodes; leave them out, or --launcher slurm")
     loaded = load_recipe(request.recipe, request.overrides)
     if loaded.recipe is None:
         raise RequestError(loaded.problems)
@@ -99,6 +106,10 @@ def accept(request: Request) -> Accepted:
     if resumption:
         plan = resumption.plan
         problems += [loaded.sources.locate(problem) for problem in resumption.problems]
+    if plan and not request.server_only and request.assume_gpus is None:
+        lacking, notes = check_disk(plan)
+        plan = replace(plan, notes=(*plan.notes, *notes))
+        problems += [loaded.sources.locate(problem) for problem in lacking]
     if problems or plan is None:
         raise RequestError(_once(problems))
     if request.smoke:
@@ -140,13 +151,25 @@ def _machine(request: Request, recipe: Recipe, problems: list[Problem]) -> Machi
 
     try:
         if request.assume_gpus is not None:
-            return assume_machine(request.assume_gpus)
+            return _placed(assume_machine(request.assume_gpus), request, recipe, {}, problems)
         if request.launcher == "slurm":
             return job_machine(recipe)
     except RequestError as error:
         problems += error.problems
         return None
-    return read_machine(recipe)
+    machine = read_machine(recipe)
+    return machine if request.server_only else _placed(machine, request, recipe, os.environ, problems)
+
+
+def _placed(
+    machine: Machine, request: Request, recipe: Recipe, environ: Mapping[str, str], problems: list[Problem]
+) -> Machine:
+    """The machine, as one of several nodes where the request or the environment says which."""
+    from ptcli.plan.nodes import decide_place
+
+    place, wrong = decide_place(recipe, request.node_rank, request.master, environ)
+    problems += wrong
+    return replace(machine, place=place)
 
 
 def _output_dir(request: Request, recipe: Recipe) -> Path:

@@ -26,6 +26,7 @@ from ptcli.plan.launch import (
 from ptcli.plan.layout import Layout, decide_device, decide_layout, uses_server
 from ptcli.plan.memory import memory_facts, memory_problems
 from ptcli.plan.model import Machine, Plan, Server, Step
+from ptcli.plan.nodes import node_notes, rollout_node_problems
 from ptcli.plan.resolve import change, resolve_recipe, with_defaults, with_evaluation
 from ptcli.plan.rows import count_rows, given_rows
 from ptcli.plan.script import launch_script
@@ -72,7 +73,7 @@ def build_plan(recipe: Recipe, machine: Machine, *, output_dir: Path, server_onl
     device, _ = decide_device(recipe, machine)
     recipe = with_defaults(recipe, device or recipe.launch.device)
     problems = environment_problems(recipe.launch.env) + slurm_problems(recipe)
-    problems += _needs_no_server(recipe) if server_only else []
+    problems += _needs_no_server(recipe) if server_only else rollout_node_problems(recipe)
     layout, wrong = decide_layout(recipe, machine, trains=not server_only)
     recipe = with_evaluation(recipe, layout.world)
     decided, more = _decide(recipe, machine, layout, output_dir)
@@ -146,6 +147,7 @@ def _plan(decided: _Decided, *, server_only: bool) -> Plan:
         server=decided.server,
         after=None if server_only else after_step(decided.recipe, decided.output_dir),
         no_progress_seconds=decided.recipe.guards.no_progress_seconds,
+        place=decided.machine.place,
         notes=_notes(decided) + (() if server_only else _training_notes(decided)),
     )
 
@@ -169,7 +171,7 @@ def _files(decided: _Decided, steps: tuple[Step, ...]) -> dict[str, str]:
     counts = Counts(
         processes=layout.world,
         nodes=layout.nodes,
-        main_ip=main_address(1) if layout.nodes == 1 else None,
+        main_ip=main_address(1, None) if layout.nodes == 1 else None,
         main_port=decided.ports.main,
         mixed_precision=decided.precision,
         device=layout.device,
@@ -196,8 +198,7 @@ def _notes(decided: _Decided) -> tuple[str, ...]:
         )
     if decided.layout.strategy.deepspeed is not None and decided.layout.device == "cpu":
         notes.append("the DeepSpeed file's batch sizes and precision give way to the recipe's: this is a CPU run")
-    if decided.layout.nodes > 1:
-        notes.append("several nodes: run `launch.sh` on each, with MASTER_ADDR and NODE_RANK set")
+    notes += node_notes(decided.recipe, decided.machine.place)
     return tuple(notes)
 
 

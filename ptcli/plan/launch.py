@@ -10,12 +10,12 @@ from typing import Any
 from ptcli.errors import Problem
 from ptcli.plan.colocate import uses_colocate
 from ptcli.plan.gpus import tokens
-from ptcli.plan.layout import Layout
-from ptcli.plan.model import Machine, Server, Step
+from ptcli.plan.layout import Layout, serves_apart
+from ptcli.plan.model import Machine, Place, Server, Step
 from ptcli.plan.server import Ports
 from ptcli.recipe.local_models import find_base
 from ptcli.recipe.model import Recipe
-from ptcli.rollouts.command import engine_environment, server_command, trainer_environment
+from ptcli.rollouts.command import engine_environment, is_loopback, server_command, trainer_environment
 
 MASTER_ADDRESS = "${oc.env:MASTER_ADDR}"
 """Address of the first node of several: known only where it runs, so it stays a variable."""
@@ -65,13 +65,18 @@ def inherited(environ: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def main_address(nodes: int) -> str:
+def main_address(nodes: int, place: Place | None) -> str:
     """Where the trainer's processes find the first of them."""
-    return "127.0.0.1" if nodes == 1 else MASTER_ADDRESS
+    return "127.0.0.1" if nodes == 1 else own_address(place)
+
+
+def own_address(place: Place | None) -> str:
+    """The address of node 0 among several, as the others reach it."""
+    return place.host if place else MASTER_ADDRESS
 
 
 def rollouts_step(recipe: Recipe, machine: Machine, layout: Layout, server: Server, ports: Ports) -> Step:
-    """The vLLM server, on the first node. `recipe` is the resolved one."""
+    """The vLLM server, on the first node, or the last where that is its own. `recipe` is the resolved one."""
     rollouts = recipe.rollouts
     gpus = tokens(machine, layout.split.server)
     model, revision = find_base(recipe.model.path, recipe.model.revision)  # vLLM has no adapter: TRL sends it merged
@@ -89,8 +94,10 @@ def rollouts_step(recipe: Recipe, machine: Machine, layout: Layout, server: Serv
         engine=_engine(recipe),
         ports=ports.spare,
     )
-    env = _threads(env, machine) | device_environment(gpus, machine, layout) | recipe.launch.env
-    return Step("rollouts", 0, argv, env, gpus)
+    env = _threads(env, machine) | device_environment(gpus, machine, layout)
+    if apart := serves_apart(recipe):
+        env["VLLM_HOST_IP"] = rollouts.host
+    return Step("rollouts", layout.nodes if apart else 0, argv, env | recipe.launch.env, gpus)
 
 
 def _engine(recipe: Recipe) -> Mapping[str, Any]:
@@ -113,11 +120,13 @@ def trainer_steps(
     """`accelerate launch` of the worker, one on each node. `recipe` is the resolved one."""
     gpus = tokens(machine, layout.split.trainer)
     env = _trainer_environment(machine, layout, server, gpus)
+    if serves_apart(recipe) and not is_loopback(recipe.rollouts.host):
+        env["VLLM_HOST_IP"] = own_address(machine.place)  # where the server's workers find the group's store
     if uses_colocate(recipe):
         env |= _colocate_environment(recipe, layout, ports)
     env |= recipe.launch.env
     return tuple(
-        Step("trainer", node, _accelerate_argv(layout, ports, node, precision, output_dir), env, gpus)
+        Step("trainer", node, _accelerate_argv(layout, machine, ports, node, precision, output_dir), env, gpus)
         for node in range(layout.nodes)
     )
 
@@ -129,14 +138,16 @@ def device_environment(gpus: tuple[str, ...], machine: Machine, layout: Layout) 
     return {"CUDA_VISIBLE_DEVICES": ",".join(gpus), "CUDA_DEVICE_ORDER": machine.device_order}
 
 
-def _accelerate_argv(layout: Layout, ports: Ports, node: int, precision: str, output_dir: Path) -> tuple[str, ...]:
+def _accelerate_argv(
+    layout: Layout, machine: Machine, ports: Ports, node: int, precision: str, output_dir: Path
+) -> tuple[str, ...]:
     """Every count is given twice, in the file and here: flags win over whatever else accelerate might find."""
     options = {
         "config_file": output_dir / ACCELERATE_FILE,
         "num_processes": layout.world,
         "num_machines": layout.nodes,
         "machine_rank": node,
-        "main_process_ip": main_address(layout.nodes),
+        "main_process_ip": main_address(layout.nodes, machine.place),
         "main_process_port": ports.main,
         "mixed_precision": precision,
     }

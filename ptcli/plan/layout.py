@@ -52,6 +52,11 @@ def uses_server(recipe: Recipe) -> bool:
     return decide_backend(recipe) == "vllm" and recipe.rollouts.mode == "server"
 
 
+def serves_apart(recipe: Recipe) -> int:
+    """Nodes that our server has for itself; 0 when it shares the first with the trainer."""
+    return recipe.rollouts.nodes if uses_server(recipe) and recipe.rollouts.url is None else 0
+
+
 def decide_layout(recipe: Recipe, machine: Machine, *, trains: bool) -> tuple[Layout, list[Problem]]:
     """Place trainer and server. `trains` is False when only the server shall run here.
 
@@ -109,7 +114,19 @@ def _shipped(name: str) -> Strategy:
 
 def _split(recipe: Recipe, machine: Machine, strategy: Strategy, *, trains: bool) -> Split:
     single = strategy.single and recipe.launch.nodes == 1
+    if trains and serves_apart(recipe):
+        return _split_apart(recipe, machine, single=single)
     return split_gpus(machine, _server_gpus(recipe), recipe.launch.gpus, single=single, trains=trains)
+
+
+def _split_apart(recipe: Recipe, machine: Machine, *, single: bool) -> Split:
+    """Server and trainer on machines of their own. Of the other's GPUs this one can say nothing."""
+    served = split_gpus(machine, _server_gpus(recipe), None, trains=False)
+    trained = split_gpus(machine, None, recipe.launch.gpus, single=single)
+    serves_here = machine.place is None or machine.place.rank == recipe.launch.nodes
+    trains_here = machine.place is None or machine.place.rank < recipe.launch.nodes
+    problems = served.problems * serves_here + trained.problems * trains_here
+    return Split(served.server, trained.trainer, problems)
 
 
 def _server_gpus(recipe: Recipe) -> GPUs | None:

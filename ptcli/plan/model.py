@@ -23,6 +23,18 @@ class GPU:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Which of several nodes this is, and where they meet."""
+
+    rank: int
+    """Counted from 0; the first is the one that the others look for."""
+    host: str
+    """Address or name of node 0, as all of them can reach it."""
+    port: int
+    """First for the check that all is well, then for the trainer's processes to find each other."""
+
+
+@dataclass(frozen=True)
 class Machine:
     """What planning needs to know of the machine, read once."""
 
@@ -105,11 +117,18 @@ class Plan:
     server: Server | None = None
     after: Step | None = None
     """What is run when training has succeeded: the merge of `after: {merge: true}`."""
+    place: Place | None = None
+    """Which of its nodes this is; None for the only one, and where a plan is only looked at."""
     smoke: bool = False
     no_progress_seconds: float | None = None
     """Fixed limit between two steps; None: max(600, 5 x the median step)."""
     notes: tuple[str, ...] = field(default=())
     """What a person should know: replacements made by --smoke, warnings, what is unknown."""
+
+    @property
+    def node(self) -> int:
+        """The node that this is."""
+        return self.place.rank if self.place else 0
 
     @property
     def nodes(self) -> int:

@@ -11,13 +11,16 @@ from ptcli.errors import Problem
 from ptcli.plan.arguments import argument, argument_key
 from ptcli.plan.batch import divisors
 from ptcli.plan.gpus import asked
-from ptcli.plan.layout import Layout, uses_server
+from ptcli.plan.layout import Layout, serves_apart, uses_server
 from ptcli.plan.model import Machine, Server
 from ptcli.recipe.model import Recipe, RolloutsSpec
 from ptcli.rollouts.command import is_loopback
 from ptcli.train.config import rollout_url
 
 STARTUP_SECONDS = {"cpu": 300.0, "cuda": 1800.0}
+APART = (8000, 51216)
+"""Ports of a server on a node of its own and of the weight sync, where a recipe names none: each node plans for itself,
+and all must mean the same ones."""
 _COMPUTE = {"bf16": "bfloat16", "fp16": "float16"}
 _LENGTHS = ("max_completion_length", "max_new_tokens")
 
@@ -38,11 +41,19 @@ class Ports:
 def decide_ports(recipe: Recipe, machine: Machine) -> tuple[Ports, list[Problem]]:
     """The recipe's ports where it names some, free ones for the rest."""
     rollouts = recipe.rollouts
-    asked = {rollouts.port, rollouts.group_port, _port_of(rollouts.url)}
-    free = [port for port in machine.free_ports if port not in asked]
-    server, group = rollouts.port or free.pop(0), rollouts.group_port or free.pop(0)
-    ports = Ports(server, group, free.pop(0), tuple(free))
-    return ports, _port_problems(rollouts, machine) if uses_server(recipe) else []
+    main = machine.place.port if machine.place else None
+    fixed = APART if serves_apart(recipe) else (None, None)
+    wanted = (rollouts.port or fixed[0], rollouts.group_port or fixed[1])
+    free = [port for port in machine.free_ports if port not in {*wanted, main, _port_of(rollouts.url)}]
+    server, group = wanted[0] or free.pop(0), wanted[1] or free.pop(0)
+    ports = Ports(server, group, main or free.pop(0), tuple(free))
+    problems = _port_problems(rollouts, machine) if uses_server(recipe) else []
+    if main in (server, group) and uses_server(recipe):
+        name = "port" if main == server else "group_port"
+        problems.append(
+            Problem(f"rollouts.{name} and --master have the same port, {main}", "choose another", ("rollouts", name))
+        )
+    return ports, problems
 
 
 def decide_server(

@@ -154,6 +154,8 @@ class RolloutsSpec(Section):
     """Longest prompt plus completion, in tokens. Default: the model's own limit."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
     """Share of each server GPU's memory that vLLM may take. Default: 0.9."""
+    nodes: Annotated[int, Field(ge=0, le=1)] = 0
+    """1: the server has a node for itself, the last one, at the address `host`. Default: it shares node 0."""
     host: str = "127.0.0.1"
     """Address that the server listens on. Anything but loopback exposes unauthenticated control endpoints."""
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
@@ -214,6 +216,8 @@ class LaunchSpec(Section):
     """Processes on a CPU. Default: 1."""
     nodes: Annotated[int, Field(ge=1)] = 1
     """Machines that train together."""
+    rendezvous_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds that the nodes of a run wait for each other before the start."""
     env: dict[str, str] = Field(default_factory=dict)
     """Environment variables for trainer and server. Secrets as `${oc.env:NAME}`: they are never written out."""
     slurm: SlurmSpec = Field(default_factory=SlurmSpec)

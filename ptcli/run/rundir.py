@@ -36,8 +36,8 @@ _SIGNS = (
 _LEFT_BY_A_RUN = (
     *_SIGNS, "plan.json", "launch.sh", "stack.json", "accelerate.yaml", "metrics.jsonl", "completions",
     "completions.jsonl", "start", ".start.*", "merged", ".merged.merging-*", EARLIER, REQUEST,
-    "logs/rollouts.log", "logs/trainer.log", "logs/merge.log", "logs/heartbeat.json", "logs/heartbeat.json.part",
-    "logs/stacks-*.txt",
+    "logs/rollouts.log", "logs/trainer.log", "logs/trainer.*.log", "logs/merge.log", "logs/heartbeat.json",
+    "logs/heartbeat.json.part", "logs/stacks-*.txt",
     "model.safetensors.index.json", "config.json", "generation_config.json", "adapter_config.json",
     "training_args.bin", "trainer_state.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",

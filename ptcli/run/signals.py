@@ -38,6 +38,10 @@ class Signals:
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self._received.append((signum, time.monotonic()))
 
+    def take(self, signum: int) -> None:
+        """Count one that another node of the run got."""
+        self._note(signum, None)
+
     @property
     def received(self) -> int | None:
         """The first that came."""

@@ -37,6 +37,7 @@ from ptcli.run.health import (
     read_heartbeat,
 )
 from ptcli.run.logs import first_error, tail
+from ptcli.run.nodes import Ended
 from ptcli.run.processes import Processes, ProcessGroup, adopt_orphans
 from ptcli.run.rundir import REQUEST, RunDirectory, State, Status
 from ptcli.run.signals import Signals
@@ -44,6 +45,7 @@ from ptcli.run.signals import Signals
 if TYPE_CHECKING:
     from ptcli.plan.model import Plan, Server, Step
     from ptcli.run.panel import View
+    from ptcli.run.rendezvous import Peers
 
 TICK = 0.1
 """Seconds between two looks at everything."""
@@ -70,6 +72,14 @@ _LOST_SERVER = ("Connection", "answered 5", "Request failed: 5", "RemoteDisconne
 """What an error says, ours or TRL's, when the other end of the wire is in trouble."""
 
 
+_LOST_PEER = (
+    "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused", "recvValue failed",
+    "remote process exited", "ncclRemoteError", "failed to recv", "Connection was likely closed", "Socket Timeout",
+    "timed out", "SIGTERM", "signal 15",
+)  # fmt: skip
+"""What an error of torch's says when a process of another node is gone."""
+
+
 class SideFailed(WorkError):
     """A side failed; `side` is the one whose log tells why."""
 
@@ -93,13 +103,13 @@ class Ending:
     """Sides whose logs are worth showing."""
 
 
-def supervise(plan: Plan, rundir: RunDirectory, *, view: View) -> Status:
-    """Run a plan to its end, whatever that is; `rundir` must be prepared.
+def supervise(plan: Plan, rundir: RunDirectory, *, view: View, peers: Peers | None = None) -> Status:
+    """Run a plan to its end, whatever that is; `rundir` must be prepared. `peers`: the other nodes, if there are some.
 
     Failures and signals do not raise: the status has the cause and the exit code.
     """
     with Signals() as signals, adopt_orphans(), Processes(rundir.status_file, rundir.lock) as processes:
-        run = Run(plan, rundir, view, signals, processes)
+        run = Run(plan, rundir, view, signals, processes, peers)
         ending = run.live()
         status = rundir.write_status(
             ending.state, cause=ending.cause, step=run.step, exit_code=ending.exit_code, events=run.events
@@ -118,7 +128,18 @@ def supervise(plan: Plan, rundir: RunDirectory, *, view: View) -> Status:
 class Run:
     """One run of a plan: its processes, its clocks, and what to do when."""
 
-    def __init__(self, plan: Plan, rundir: RunDirectory, view: View, signals: Signals, processes: Processes):
+    def __init__(
+        self,
+        plan: Plan,
+        rundir: RunDirectory,
+        view: View,
+        signals: Signals,
+        processes: Processes,
+        peers: Peers | None = None,
+    ):
+        self.peers = peers
+        self._failed_peer: tuple[str, str] | None = None
+        """Log and cause of the side of another node that failed first."""
         self.plan, self.rundir, self.view, self.signals, self.processes = plan, rundir, view, signals, processes
         self.beat: Heartbeat | None = None
         status = rundir.status()
@@ -186,6 +207,7 @@ class Run:
 
     def _train(self) -> None:
         trainer = self._start("trainer")
+        assert trainer is not None, "node 0 trains"
         now = time.monotonic()
         watchdog = Watchdog(self.plan.no_progress_seconds, now)
         pulse = Pulse(self.plan.server, self.plan.no_progress_seconds, now) if self.plan.server else None
@@ -251,7 +273,9 @@ class Run:
         error = first_error(self.rundir.log("trainer")) or ""
         if any(sign in error for sign in _LOST_SERVER):
             self._await_server_death(error)
-        raise SideFailed("trainer", _death("trainer", code, error))
+        if self.peers and is_lost_peer(error):
+            self._await_peer_death(error)
+        raise SideFailed("trainer", describe_death("trainer", code, error))
 
     def _await_server_death(self, error: str) -> None:
         """A trainer whose server dies may be the first to be gone. Raises SideFailed when that is what happened."""
@@ -260,13 +284,25 @@ class Run:
             self._look_around("the trainer lost the rollout server")
             self._check_server(f"; the trainer then ended: {error}")
 
+    def _await_peer_death(self, error: str) -> None:
+        """A trainer that lost the others may be the first to be gone. Raises SideFailed when one of them says why."""
+        deadline = time.monotonic() + BLAME_SECONDS
+        while time.monotonic() < deadline:
+            for rank, message in self.peers.hear() if self.peers else ():
+                cause = str(message.get("cause"))
+                if message.get("exited") and not is_lost_peer(cause):
+                    raise SideFailed(str(message.get("log")), f"node {rank}: {cause}")
+                if (ended := Ended.read(message, rank)) and ended.code:
+                    raise ended.error(rank)
+            self._look_around("the trainer lost another node", heed=False)
+
     def _check_server(self, consequence: str = "") -> None:
         """Raise SideFailed if our server is gone."""
         group = self.processes.groups.get("rollouts")
         code = group.poll() if group else None
         if code is not None:
             error = first_error(self.rundir.log("rollouts")) or ""
-            raise SideFailed("rollouts", _death("rollouts", code, error) + consequence)
+            raise SideFailed("rollouts", describe_death("rollouts", code, error) + consequence)
 
     def _give_up(self, complaint: str) -> NoReturn:
         """End a run that hangs, after a note of what both sides are doing. Takes about 3 s."""
@@ -279,18 +315,45 @@ class Run:
         found = [f"first error in {side}.log: {error}" for side, error in errors if error]
         raise WorkError("; ".join([complaint, *_silence(question), *found]))
 
-    def _start(self, name: str) -> ProcessGroup:
+    def _start(self, name: str) -> ProcessGroup | None:
+        """Start this side, here and on the other nodes that have a part of it; None where this one has none."""
+        if self.peers:
+            self.peers.tell(only=[node for node in nodes_of(self.plan, name) if node], start=name)
         step = find_step(self.plan, name)
-        return self.processes.start(step, self.rundir.log(name))
+        return self.processes.start(step, self.rundir.log(name)) if step else None
 
     def _look_around(self, activity: str, *, heed: bool = True) -> None:
         """What every loop does at every turn. Raises Interrupted when a signal came, unless that is taken care of."""
         if heed:
             self.signals.check()
+        self._hear()
         self._read_beat()
         self._record()
         self.view.show(activity, self.beat)
         time.sleep(TICK)
+
+    def _hear(self) -> None:
+        """Take what the other nodes say. Raises what one of them ended of."""
+        for rank, message in self.peers.hear() if self.peers else ():
+            if type(signum := message.get("signal")) is int:
+                self.signals.take(signum)
+            elif ended := Ended.read(message, rank):
+                raise ended.error(rank)
+            elif message.get("exited"):
+                self._peer_died(rank, str(message.get("log")), str(message.get("cause")))
+
+    def _peer_died(self, rank: int, log: str, cause: str) -> NoReturn:
+        """A side of another node died. Where it only lost its connection, ours may be why: it gets a moment to die."""
+        trainer = self.processes.groups.get("trainer")
+        deadline = time.monotonic() + BLAME_SECONDS
+        while is_lost_peer(cause) and trainer and time.monotonic() < deadline:
+            if code := trainer.poll():
+                error = first_error(self.rundir.log("trainer")) or ""
+                if not is_lost_peer(error) or code == -signal.SIGKILL:
+                    raise SideFailed("trainer", describe_death("trainer", code, error))
+                break
+            time.sleep(TICK)
+        raise SideFailed(log, f"node {rank}: {cause}")
 
     def _read_beat(self) -> None:
         self.beat = read_heartbeat(self.rundir.heartbeat) or self.beat
@@ -346,13 +409,13 @@ def serve(plan: Plan, *, view: View) -> int:
 def _serve_until_stopped(plan: Plan, signals: Signals, processes: Processes, view: View) -> NoReturn:
     server = plan.server
     assert server is not None, "a plan to serve has a server"
-    group = processes.start(find_step(plan, "rollouts"), None)
+    group = processes.start(plan.steps[0], None)
     ready: Background | None = wait_in_background(server, group)
     while True:
         signals.check()
         processes.record()
         if (code := group.poll()) is not None:
-            raise WorkError(_death("rollouts", code, ""))
+            raise WorkError(describe_death("rollouts", code, ""))
         if ready and ready.done():
             ready.result()
             view.say(f"rollout server ready: rollouts.url={server.url}")
@@ -360,17 +423,30 @@ def _serve_until_stopped(plan: Plan, signals: Signals, processes: Processes, vie
         time.sleep(RECORD_INTERVAL / 4)
 
 
-def wait_in_background(server: Server, group: ProcessGroup) -> Background:
-    """Start waiting for a server to be ready. The result is None, or the WorkError that says why it is not."""
+def wait_in_background(server: Server, group: ProcessGroup | None) -> Background:
+    """Start waiting for a server to be ready; its processes are another node's where there is no group.
+
+    The result is None, or the WorkError that says why it is not.
+    """
     from ptcli.rollouts.ready import wait_until_ready
 
     deadline = time.monotonic() + server.startup_timeout
-    return Background(wait_until_ready, server, lambda: group.poll() is None, deadline=deadline)
+    return Background(wait_until_ready, server, lambda: group is None or group.poll() is None, deadline=deadline)
 
 
-def find_step(plan: Plan, name: str) -> Step:
-    """This node's step of that name."""
-    return next(step for step in plan.steps if step.name == name and step.node == 0)
+def find_step(plan: Plan, name: str) -> Step | None:
+    """This node's step of that name, if it has one."""
+    return next((step for step in plan.steps if step.name == name and step.node == plan.node), None)
+
+
+def nodes_of(plan: Plan, name: str) -> list[int]:
+    """The nodes that have a step of that name."""
+    return [step.node for step in plan.steps if step.name == name]
+
+
+def is_lost_peer(error: str) -> bool:
+    """Whether an error says no more than that other processes of the trainer are gone."""
+    return any(sign in error for sign in _LOST_PEER)
 
 
 def _silence(question: Background | None) -> Iterable[str]:
@@ -382,7 +458,7 @@ def _silence(question: Background | None) -> Iterable[str]:
         yield f"{SILENCE} ({error})"
 
 
-def _death(side: str, code: int, error: str) -> str:
+def describe_death(side: str, code: int, error: str) -> str:
     """`rollout server died (signal 9): ...`, `trainer died (exit code 1): ValueError: ...`."""
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
     if code == -signal.SIGKILL:
