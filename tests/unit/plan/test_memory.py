@@ -482,3 +482,11 @@ def test_every_recipe_of_its_machine_fits_and_too_small_ones_do_not(ptcli: Calla
     result = ptcli("train", recipe, "--dry-run", "--assume-gpus", "2x8x40GiB")
     assert result.code == 2
     assert "training holds at least 65.7 GiB on it, most of it optimizer, 32.9 GiB" in result.err
+
+
+def test_the_readmes_lines(ptcli: Callable[..., Any]) -> None:
+    recipe = ROOT / "recipes/llama3/llama-3.1-8b-grpo-full.yaml"
+    printed = ptcli("train", recipe, "--dry-run", "--assume-gpus", "8x80GiB").out
+    shown = re.findall(r"^# memory .*$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert shown == re.findall(r"^# memory .*$", printed, re.MULTILINE)
+    assert len(shown) == 3
