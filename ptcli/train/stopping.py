@@ -90,4 +90,11 @@ def go_on(trainer: Any, checkpoint: str) -> None:
         trainer._total_train_tokens = int(tokens[-1]) if tokens else 0
     if hasattr(trainer, "_buffered_inputs"):
         trainer._step = state.global_step * trainer.args.gradient_accumulation_steps
+    torch.serialization.register_package(0, lambda _: None, _restore_on_numbered_cpu)
     trainer.train(resume_from_checkpoint=checkpoint)
+
+
+def _restore_on_numbered_cpu(storage: Any, location: str) -> Any:
+    """Where several processes train on a CPU, transformers (5.17) loads the optimizer onto `cpu:0`, which torch.load
+    does not know for what it is."""
+    return storage if location.startswith("cpu:") else None
