@@ -26,6 +26,7 @@ from ptcli.plan.launch import (
 from ptcli.plan.layout import Layout, decide_device, decide_layout, uses_server
 from ptcli.plan.memory import memory_facts, memory_problems
 from ptcli.plan.model import Machine, Plan, Server, Step
+from ptcli.plan.nccl import nccl_notes, nccl_problems
 from ptcli.plan.nodes import node_notes, rollout_node_problems
 from ptcli.plan.resolve import change, resolve_recipe, with_defaults, with_evaluation
 from ptcli.plan.rows import count_rows, given_rows
@@ -72,7 +73,7 @@ def build_plan(recipe: Recipe, machine: Machine, *, output_dir: Path, server_onl
     output_dir = output_dir.absolute()
     device, _ = decide_device(recipe, machine)
     recipe = with_defaults(recipe, device or recipe.launch.device)
-    problems = environment_problems(recipe.launch.env) + slurm_problems(recipe)
+    problems = environment_problems(recipe.launch.env) + slurm_problems(recipe) + nccl_problems(recipe, machine)
     problems += _needs_no_server(recipe) if server_only else rollout_node_problems(recipe)
     layout, wrong = decide_layout(recipe, machine, trains=not server_only)
     recipe = with_evaluation(recipe, layout.world)
@@ -199,6 +200,7 @@ def _notes(decided: _Decided) -> tuple[str, ...]:
     if decided.layout.strategy.deepspeed is not None and decided.layout.device == "cpu":
         notes.append("the DeepSpeed file's batch sizes and precision give way to the recipe's: this is a CPU run")
     notes += node_notes(decided.recipe, decided.machine.place)
+    notes += nccl_notes(decided.recipe, decided.machine)
     return tuple(notes)
 
 

@@ -12,6 +12,7 @@ from ptcli.plan.colocate import uses_colocate
 from ptcli.plan.gpus import tokens
 from ptcli.plan.layout import Layout, serves_apart
 from ptcli.plan.model import Machine, Place, Server, Step
+from ptcli.plan.nccl import nccl_environment
 from ptcli.plan.server import Ports
 from ptcli.recipe.local_models import find_base
 from ptcli.recipe.model import Recipe
@@ -97,7 +98,8 @@ def rollouts_step(recipe: Recipe, machine: Machine, layout: Layout, server: Serv
     env = _threads(env, machine) | device_environment(gpus, machine, layout)
     if apart := serves_apart(recipe):
         env["VLLM_HOST_IP"] = rollouts.host
-    return Step("rollouts", layout.nodes if apart else 0, argv, env | recipe.launch.env, gpus)
+    env |= nccl_environment(recipe.launch.nccl, machine) | recipe.launch.env
+    return Step("rollouts", layout.nodes if apart else 0, argv, env, gpus)
 
 
 def _engine(recipe: Recipe) -> Mapping[str, Any]:
@@ -124,7 +126,7 @@ def trainer_steps(
         env["VLLM_HOST_IP"] = own_address(machine.place)  # where the server's workers find the group's store
     if uses_colocate(recipe):
         env |= _colocate_environment(recipe, layout, ports)
-    env |= recipe.launch.env
+    env |= nccl_environment(recipe.launch.nccl, machine) | recipe.launch.env
     return tuple(
         Step("trainer", node, _accelerate_argv(layout, machine, ports, node, precision, output_dir), env, gpus)
         for node in range(layout.nodes)

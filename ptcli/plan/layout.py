@@ -158,7 +158,8 @@ def _processes_on_gpus(recipe: Recipe) -> list[Problem]:
 
 
 def _nodes(recipe: Recipe, machine: Machine) -> list[Problem]:
-    if not machine.assumed or machine.nodes == recipe.launch.nodes or recipe.launch.nodes == 1:
+    nodes = recipe.launch.nodes + serves_apart(recipe)
+    if not machine.assumed or machine.nodes in (nodes, recipe.launch.nodes) or nodes == 1:
         return []
     message = f"launch.nodes is {recipe.launch.nodes}, and --assume-gpus describes {machine.nodes}"
     return [Problem(message, "make them agree", ("launch", "nodes"))]

@@ -12,6 +12,7 @@ from typing import Any
 
 from ptcli.errors import RequestError
 from ptcli.plan.model import GPU, Machine
+from ptcli.plan.nccl import read_adapters, read_interfaces, watched
 from ptcli.recipe.model import Recipe
 
 PREFERRED_PORTS = (8000, 51216, 29500, 29550, 29600, 29650, 29700, 29750, 29800, 29850, 29900, 29950)
@@ -44,6 +45,9 @@ def read_machine(
         visible=visible,
         device_order=order,
         threads=int(threads) if threads.isdigit() else None,
+        interfaces=read_interfaces(),
+        adapters=read_adapters(),
+        nccl=watched(environ),
         accelerate_config=_accelerate_config(environ),
     )
 

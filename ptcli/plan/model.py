@@ -58,6 +58,12 @@ class Machine:
     """OMP_NUM_THREADS as the caller set it."""
     accelerate_config: str | None = None
     """The caller's default config of accelerate's, where there is one. It is not used."""
+    interfaces: tuple[str, ...] | None = None
+    """Names of its network interfaces; None when unknown."""
+    adapters: tuple[str, ...] | None = None
+    """Names of its InfiniBand and RoCE adapters; None when unknown."""
+    nccl: Mapping[str, str] = field(default_factory=dict)
+    """NCCL's and gloo's variables as the caller set them."""
     place: Place | None = None
     """Which node it is; None for the only one, and where a plan is only looked at."""
 

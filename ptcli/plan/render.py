@@ -40,7 +40,7 @@ def render_text(plan: Plan) -> str:
     blocks.append(_files(plan))
     blocks.append(f"# nothing of another launcher that may have started this shell\n{clean_environment()}")
     blocks += [f"# {_title(step, plan)}\n{_command(step, plan)}" for step in plan.steps]
-    if _first(plan, "rollouts"):
+    if (server := _first(plan, "rollouts")) and not server.node:
         blocks.append(f"# when the trainer has ended\n{PASTED_END}")
     if plan.after:
         blocks.append(f"# merge, when training has succeeded\n{shell_command(plan.after)}")
@@ -65,7 +65,7 @@ def _files(plan: Plan) -> str:
 
 
 def _command(step: Step, plan: Plan) -> str:
-    if step.name == "rollouts" and plan.server:
+    if step.name == "rollouts" and plan.server and not step.node:
         return pasted_server(step, plan.server).rstrip()
     return shell_command(step)
 
@@ -105,7 +105,9 @@ def _rollouts(plan: Plan) -> list[str]:
         return _colocate(plan)
     if server is None:
         return ["generated in the trainer"] if METHODS[plan.method].online else []
-    where = "already running" if server.external else _where(_first(plan, "rollouts"))
+    step = _first(plan, "rollouts")
+    where = "already running" if server.external else _where(step)
+    where += f" of node {step.node}" if step and step.node else ""
     length = _length(server.max_model_len)
     sizes = f"tensor parallel {server.tensor_parallel_size} x data parallel {server.data_parallel_size}"
     return [f"vLLM at {server.url}, {where}, {sizes}, {server.dtype}, {length}, weights over {server.weight_transfer}"]
@@ -127,7 +129,8 @@ def _trainer(plan: Plan) -> list[str]:
     if step is None:
         return []
     world = plan.batch.get("world_size", 1)
-    nodes = f" on {plan.nodes} nodes" if plan.nodes > 1 else ""
+    count = sum(each.name == "trainer" for each in plan.steps)
+    nodes = f" on {count} nodes" if count > 1 else ""
     return [f"{_where(step)}{nodes}, {world} process{'' if world == 1 else 'es'}, {plan.recipe.launch.accelerate}"]
 
 

@@ -24,6 +24,11 @@ _WAIT = """until {probe} 2>/dev/null; do
 done
 """
 
+_WAIT_APART = """until {probe} 2>/dev/null; do
+  sleep 2
+done
+"""
+
 _PROBE = "import sys, urllib.request as r; r.build_opener(r.ProxyHandler({})).open(sys.argv[1], timeout=5)"
 
 
@@ -69,7 +74,10 @@ def launch_script(steps: Iterable[Step], server: Server | None, after: Step | No
     text = f"{_HEADER}{clean_environment()}\n"
     if rollouts and not trainers:
         return f"{text}\nexec {shell_command(rollouts[0])}\n"
-    if rollouts and server is not None:
+    if rollouts and server is not None and rollouts[0].node:
+        text += f"\n{_on_node(rollouts[0].node, f'exec {shell_command(rollouts[0])}')}"
+        text += f"\n{_on_node(0, _wait(server, apart=True))}"
+    elif rollouts and server is not None:
         text += f"\n{_on_first_node(_start(rollouts[0], server), len(trainers))}"
     text += f"\n{_trainers(trainers)}\n"
     return f"{text}\n{_on_first_node(shell_command(after), len(trainers))}\n" if after else text
@@ -94,13 +102,17 @@ def _background(step: Step) -> str:
     return f"{shell_command(step)} &\nserver=$!\n"
 
 
-def _wait(server: Server, *, otherwise: str) -> str:
+def _wait(server: Server, *, otherwise: str = "exit 1", apart: bool = False) -> str:
     probe = f"python -c {shlex.quote(_PROBE)} {shlex.quote(server.url + '/health')}"
-    return _WAIT.format(probe=probe, otherwise=otherwise)
+    return (_WAIT_APART if apart else _WAIT).format(probe=probe, otherwise=otherwise)
 
 
 def _on_first_node(text: str, nodes: int) -> str:
-    return text if nodes <= 1 else f'if [ "${{NODE_RANK:?}}" = 0 ]; then\n{text.rstrip()}\nfi\n'
+    return text if nodes <= 1 else _on_node(0, text)
+
+
+def _on_node(node: int, text: str) -> str:
+    return f'if [ "${{NODE_RANK:?}}" = {node} ]; then\n{text.rstrip()}\nfi\n'
 
 
 def _trainers(steps: list[Step]) -> str:

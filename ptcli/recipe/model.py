@@ -202,6 +202,21 @@ class SlurmSpec(Section):
     """Any other option of sbatch, as `{mem: 0, exclusive: true, mail-type: END}`."""
 
 
+class NcclSpec(Section):
+    """What NCCL is told, in trainer and server: the variable is named with each key."""
+
+    interface: Annotated[str, Field(min_length=1)] | None = None
+    """Network interfaces: beginnings of names, as `eth,ib`; `=eth0` is that one alone, `^docker` all but those.
+    NCCL_SOCKET_IFNAME, and GLOO_SOCKET_IFNAME with the whole names."""
+    ib_hca: Annotated[str, Field(min_length=1)] | None = None
+    """InfiniBand or RoCE adapters, in the same way, with a port or without: `=mlx5_0:1,mlx5_1:1`. NCCL_IB_HCA."""
+    gdr_level: Literal["LOC", "PIX", "PXB", "PHB", "SYS", 0, 1, 2, 3, 4, 5] | None = None
+    """How far a GPU and a network adapter may be apart for GPUDirect RDMA: LOC (never), PIX, PXB, PHB, SYS (always).
+    NCCL_NET_GDR_LEVEL."""
+    debug: Literal["VERSION", "WARN", "INFO", "TRACE"] | None = None
+    """How much NCCL says in the logs. With INFO, the run ends with a line on the transports in use. NCCL_DEBUG."""
+
+
 class LaunchSpec(Section):
     """How the trainer's processes are started."""
 
@@ -220,6 +235,8 @@ class LaunchSpec(Section):
     """Seconds that the nodes of a run wait for each other before the start."""
     env: dict[str, str] = Field(default_factory=dict)
     """Environment variables for trainer and server. Secrets as `${oc.env:NAME}`: they are never written out."""
+    nccl: NcclSpec = Field(default_factory=NcclSpec)
+    """Settings of NCCL."""
     slurm: SlurmSpec = Field(default_factory=SlurmSpec)
     """The job that `--launcher slurm` submits."""
 

@@ -41,6 +41,7 @@ from ptcli.run.nodes import Ended
 from ptcli.run.processes import Processes, ProcessGroup, adopt_orphans
 from ptcli.run.rundir import REQUEST, RunDirectory, State, Status
 from ptcli.run.signals import Signals
+from ptcli.run.transport import told_of
 
 if TYPE_CHECKING:
     from ptcli.plan.model import Plan, Server, Step
@@ -118,6 +119,8 @@ def supervise(plan: Plan, rundir: RunDirectory, *, view: View, peers: Peers | No
         view.fail(status.cause or "", list(_details(rundir, ending.guilty)))
     elif ending.cause:
         view.say(ending.cause)
+    for line in told_of(plan, rundir.logs):
+        view.say(line)
     if plan.server and plan.server.external and ending.state != "finished" and "trainer" in processes.groups:
         # A trainer that ends inside a weight update leaves its weights on the meta device (vLLM 0.27).
         view.say(f"restart the rollout server at {plan.server.url} before you use it again: its weights may be torn")
