@@ -13,6 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from ptcli.doctor.checks.cluster import Slurm, judge_slurm, read_slurm
+from ptcli.doctor.needs import Needs
+from tests import slurm_cluster
+
 ONLINE = """\
 method: grpo
 model: {path: "builtin:tiny"}
@@ -155,3 +159,15 @@ def test_what_was_found_is_printed_for_people(tmp_path: Path, quick: str) -> Non
     assert "failure" in lines[-1]
     assert "] importing t" in done.stderr
     assert "vllm cannot" not in done.stdout, "the recipe does not need it"
+
+
+def test_the_partitions_of_a_real_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if lacking := slurm_cluster.missing():
+        pytest.skip(f"no Slurm here: {', '.join(lacking)}")
+    with slurm_cluster.slurm_cluster(tmp_path) as cluster:
+        for name, value in cluster.env.items():
+            monkeypatch.setenv(name, value)
+        slurm = read_slurm(Needs())
+    assert slurm == Slurm(partitions=("debug",))
+    assert [each.state for each in judge_slurm(slurm, Needs("r.yaml", slurm=True, partition="debug"))] == ["pass"]
+    assert [each.state for each in judge_slurm(slurm, Needs("r.yaml", slurm=True, partition="a100"))] == ["fail"]

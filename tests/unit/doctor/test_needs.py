@@ -143,3 +143,13 @@ def test_a_taken_port_is_for_the_check_of_ports(needs: Callable[..., Needs]) -> 
 
 def test_without_a_recipe_runs_would_go_to_the_working_directory() -> None:
     assert Needs().output_dir == Path(os.getcwd()) / "runs"
+
+
+def test_vllm_inside_the_trainer_starts_on_its_gpus(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        GRPO.replace("gpus: 2, port: 8123, group_port: 51217", "mode: colocate, gpu_memory_utilization: 0.3")
+    )
+    plan = plan_request(Request(path, (f"output_dir={tmp_path}/run",), assume_gpus="4x80GiB"))
+    found = needs_of(plan.recipe, "r.yaml", plan)
+    assert (len(found.engine_gpus), found.utilization) == (2, 0.3)
