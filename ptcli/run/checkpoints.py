@@ -166,12 +166,22 @@ def _kind(path: Path) -> Kind:
 
 
 def _count_processes(path: Path) -> int | None:
-    """Processes whose random states are there. Raises Torn where one of several is missing."""
+    """Processes that left their random states. Raises Torn where one of several did not."""
     ranks = {int(file.stem.rpartition("_")[2]) for file in path.glob("rng_state_*.pth")}
     if not ranks:
         return 1 if (path / "rng_state.pth").exists() else None
-    _require(path, [f"rng_state_{rank}.pth" for rank in range(max(ranks) + 1)])
-    return len(ranks)
+    world = _recorded_processes(path) or max(ranks) + 1
+    _require(path, [f"rng_state_{rank}.pth" for rank in range(world)])
+    return max(world, len(ranks))
+
+
+def _recorded_processes(path: Path) -> int | None:
+    """What the plan beside a checkpoint says: of its own files, the last one's absence cannot be told."""
+    try:
+        world = json.loads((path.parent / "plan.json").read_text(encoding="utf-8"))["batch"]["world_size"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return world if isinstance(world, int) else None
 
 
 def _check_plain(path: Path, world: int | None) -> None:
@@ -207,8 +217,9 @@ def _check_fsdp(path: Path, world: int | None) -> None:
 def _check_parts(folder: Path) -> None:
     """`.metadata`, which is written last, names every part."""
     _require(folder, [".metadata"])
-    listed = set(_PART.findall((folder / ".metadata").read_bytes()))
-    if not listed:
+    pickled = (folder / ".metadata").read_bytes()
+    listed = set(_PART.findall(pickled))
+    if not listed or not pickled.endswith(b"."):  # pickle's STOP
         raise Torn(f"{folder.name}/.metadata is cut off")
     _require(folder, sorted(part.decode() for part in listed))
 
