@@ -292,7 +292,7 @@ def doctor(
     """Check whether this machine and this set of packages can run ptcli, or a recipe.
 
     Packages, whether they can be imported, GPUs and driver, shared memory, limits, ports, disk, hub, Slurm: each line
-    passes, warns or fails, with the command that mends it. It takes half a minute at most and changes nothing:
+    passes, warns or fails, with the command that mends it. It takes as long as importing vLLM, and changes nothing:
 
       ptcli doctor
 
