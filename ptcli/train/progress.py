@@ -116,6 +116,13 @@ class Metrics:
         return self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
 
 
+def read_rows(output_dir: Path, step: int) -> list[dict[str, Any]]:
+    """What `metrics.jsonl` has of the steps up to `step`."""
+    path = output_dir / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if step_of(line) <= step]
+
+
 def step_of(line: str) -> float:
     """The step of a line; infinite for one that was cut short, so that it is dropped."""
     try:

@@ -7,7 +7,8 @@ ends the other ranks. These only take part in what all must do together.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -21,7 +22,7 @@ from ptcli.train.completions import Recorder
 from ptcli.train.guards import measures
 from ptcli.train.guards.decisions import AdapterMoves, Facts, Finding, NonFinite, logged_decisions
 from ptcli.train.guards.movement import are_finite, fingerprints, sample_trained
-from ptcli.train.progress import Heartbeat, Metrics
+from ptcli.train.progress import Heartbeat, Metrics, read_rows
 
 _LIMIT_KEYS = ("max_completion_length", "max_new_tokens", "response_length")
 _MOST_EVENTS = 10
@@ -48,6 +49,12 @@ class Reporter:
         self._guards = recipe.guards
         self._heartbeat, self._metrics = heartbeat, metrics
         self._events: list[Event] = []
+
+    def remember(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Take over what was told of earlier steps, from lines of metrics.jsonl."""
+        self._events = [Event.from_dict(event) for row in rows for event in row.get("guards") or ()]
+        if self._events:
+            self._heartbeat.beat(events=[event.as_dict() for event in self._events])
 
     def report(self, guard: str, step: int, finding: Finding | None) -> None:
         """Raises WorkError when the guard stops the run."""
@@ -105,6 +112,17 @@ class GuardCallback(TrainerCallback):
         self._sample = sample_trained(self._trainer.model.named_parameters(), adapter=adapter)
         if self._reporter and self._moves and self._sample:
             self._before = fingerprints(self._sample)
+        if self._reporter and state.global_step:
+            self._look_back(Path(args.output_dir), state.global_step)
+
+    def _look_back(self, output_dir: Path, step: int) -> None:
+        """Judge what the run logged before it went on, so that counts and what is compared with the start survive."""
+        rows = read_rows(output_dir, step)
+        for row in rows:
+            for decision in self._logged.values():
+                decision.judge(row)
+        if self._reporter:
+            self._reporter.remember(rows)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **about: Any
