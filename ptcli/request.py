@@ -76,7 +76,7 @@ def accept(request: Request) -> Accepted:
         RequestError: with every problem of the recipe, its bases, the overrides and the machine.
     """
     from ptcli.plan.build import build_plan
-    from ptcli.plan.slurm import place_problems
+    from ptcli.plan.slurm import place_problems, placed_by_slurm
     from ptcli.recipe.loading import load_recipe
     from ptcli.run.disk import check_disk
     from ptcli.run.inputs import check_inputs
@@ -97,7 +97,8 @@ def accept(request: Request) -> Accepted:
     plan = None
     if machine:
         output_dir = _output_dir(request, recipe)
-        planned = build_plan(recipe, machine, output_dir=output_dir, server_only=request.server_only)
+        where = placed_by_slurm(recipe, machine) if request.launcher == "slurm" else (recipe, machine)
+        planned = build_plan(*where, output_dir=output_dir, server_only=request.server_only)
         plan = planned.plan
         cleared = () if request.server_only else check_inputs(recipe, output_dir)
         place = place_problems(output_dir) if request.launcher == "slurm" else ()

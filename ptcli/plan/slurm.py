@@ -9,16 +9,18 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ptcli.errors import KeyPath, Problem, RequestError
 from ptcli.methods import METHODS
 from ptcli.plan.gpus import asked
-from ptcli.plan.layout import server_size, uses_server
+from ptcli.plan.layout import server_size, serves_apart, uses_server
 from ptcli.plan.machine import PREFERRED_PORTS
-from ptcli.plan.model import GPU, Machine, Plan
+from ptcli.plan.model import GPU, Machine, Place, Plan
+from ptcli.plan.nodes import DEFAULT_PORT, count_nodes
+from ptcli.plan.resolve import change
 from ptcli.plan.slurm_time import FORMATS, looks_like_hours, parse_time, spell
 from ptcli.recipe.loading import dump_recipe
 from ptcli.recipe.model import Recipe, SlurmSpec
@@ -90,16 +92,26 @@ def job_machine(recipe: Recipe) -> Machine:
         RequestError: where the recipe leaves that open.
     """
     if recipe.launch.device == "cpu":
-        return Machine((), recipe.launch.processes or 1, nodes=recipe.launch.nodes, free_ports=PREFERRED_PORTS)
+        return Machine((), recipe.launch.processes or 1, nodes=count_nodes(recipe), free_ports=PREFERRED_PORTS)
     sides = {"launch": recipe.launch.gpus}
     if uses_server(recipe) and recipe.rollouts.url is None:
         sides["rollouts"] = recipe.rollouts.gpus or server_size(recipe)
     problems = [_not_a_count(section, gpus) for section, gpus in sides.items() if not isinstance(gpus, int)]
     if problems:
         raise RequestError(problems)
-    count = sum(asked(gpus) or 0 for gpus in sides.values())
+    together = max if serves_apart(recipe) else sum
+    count = together([asked(gpus) or 0 for gpus in sides.values()])
     gpus = tuple(GPU(token=str(index)) for index in range(count))
-    return Machine(gpus, nodes=recipe.launch.nodes, free_ports=PREFERRED_PORTS, assumed=True)
+    return Machine(gpus, nodes=count_nodes(recipe), free_ports=PREFERRED_PORTS, assumed=True)
+
+
+def placed_by_slurm(recipe: Recipe, machine: Machine) -> tuple[Recipe, Machine]:
+    """Recipe and machine with names for the addresses that are known once the job has its nodes."""
+    if count_nodes(recipe) > 1:
+        machine = replace(machine, place=Place(0, "node-0", DEFAULT_PORT))
+    if _finds_server(recipe):
+        recipe = change(recipe, rollouts=change(recipe.rollouts, host=f"node-{recipe.launch.nodes}"))
+    return recipe, machine
 
 
 def plan_job(plan: Plan, recipe: Recipe, program: str, *, resume_from: str | None = None) -> Job:
@@ -109,12 +121,15 @@ def plan_job(plan: Plan, recipe: Recipe, program: str, *, resume_from: str | Non
     file changes no job that waits or is queued again. `program` is the ptcli that the nodes run.
     """
     spec = recipe.launch.slurm
-    gpus = max(len({token for step in plan.steps if step.node == node for token in step.gpus}) for node in _nodes(plan))
+    used = [
+        len({token for step in plan.steps if step.node == node for token in step.gpus}) for node in range(plan.nodes)
+    ]
+    gpus = max(used)
     cpus = spec.cpus_per_task or CPUS_PER_GPU * gpus or int(plan.batch["world_size"]) // plan.nodes
     named = recipe.model_copy(update={"output_dir": str(plan.output_dir)})
-    script = _script(plan, spec, "ptcli" if spec.container else program, gpus, cpus, resume_from)
+    script = _script(plan, recipe, "ptcli" if spec.container else program, gpus, cpus, resume_from)
     files = {RECIPE_FILE: dump_recipe(named), SCRIPT_FILE: script}
-    return Job(plan.nodes, gpus, cpus, plan.output_dir, files, spec, tuple(_notes(spec)))
+    return Job(plan.nodes, gpus, cpus, plan.output_dir, files, spec, tuple(_notes(spec, used)))
 
 
 def describe_job(job: Job) -> str:
@@ -221,7 +236,11 @@ def _not_a_count(section: str, gpus: Any) -> Problem:
     return Problem(message, f"give a count, as {section}.gpus: {len(gpus) or 8}", key)
 
 
-def _notes(spec: SlurmSpec) -> Iterator[str]:
+def _notes(spec: SlurmSpec, used: Sequence[int]) -> Iterator[str]:
+    idle = sum(max(used) - count for count in used)
+    if idle:
+        each = f"all nodes of a job are alike, with {max(used)} GPUs"
+        yield f"{each}, and {idle} of the {len(used) * max(used)} stay idle (nodes use {', '.join(map(str, used))})"
     if spec.time is not None and looks_like_hours(spec.time):
         yield f"launch.slurm.time: {spec.time} is {spec_time(spec)} to Slurm; hours are written {_in_hours(spec.time)}"
     if spec.requeue and not spec.signal_seconds:
@@ -267,7 +286,7 @@ began_with=$(newest_checkpoint)
 srun {srun} bash -c '
   [ "$SLURM_NODEID" != 0 ] || echo "$$" > "$0/{process}"
   exec "$@"{rank}
-' "$run" {program} train "$run/{recipe}" "${{resume[@]}}" &
+' "$run" {program} train "$run/{recipe}"{host} "${{resume[@]}}" &
 step=$! seen= code=0
 wait "$step" || code=$?
 while [ "$seen" != "$told" ]; do  # a signal ends a wait, and the step goes on
@@ -305,13 +324,16 @@ export MASTER_ADDR=${PTCLI_MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NO
 export MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000))
 """
 
+_ROLLOUTS = """export ROLLOUTS_ADDR=${PTCLI_ROLLOUTS_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | tail -n 1)}
+"""
+
 _RESUME_FROM = """resume=(--resume)
 if [ "${{SLURM_RESTART_COUNT:-0}}" = 0 ]; then resume=(--resume-from {path}); fi
 """
 
 
-def _script(plan: Plan, spec: SlurmSpec, program: str, gpus: int, cpus: int, resume_from: str | None) -> str:
-    several = plan.nodes > 1
+def _script(plan: Plan, recipe: Recipe, program: str, gpus: int, cpus: int, resume_from: str | None) -> str:
+    several, spec = plan.nodes > 1, recipe.launch.slurm
     folder = plan.output_dir
     title = f"{METHODS[plan.method].title} of {plan.recipe.model.path}".replace("\n", " ")
     checkpoint = shlex.quote(str(Path(resume_from).expanduser().absolute())) if resume_from else ""
@@ -322,7 +344,8 @@ def _script(plan: Plan, spec: SlurmSpec, program: str, gpus: int, cpus: int, res
         process=PROCESS_FILE,
         recipe=RECIPE_FILE,
         resume=resume,
-        master=_MASTER if several else "",
+        master=(_MASTER if several else "") + (_ROLLOUTS if _finds_server(recipe) else ""),
+        host=' "rollouts.host=$ROLLOUTS_ADDR"' if _finds_server(recipe) else "",
         srun=_srun(spec, folder),
         rank=rank,
         program=shlex.quote(program),
@@ -380,5 +403,6 @@ def _option(name: str) -> str:
     return name.replace("_", "-")
 
 
-def _nodes(plan: Plan) -> Sequence[int]:
-    return range(plan.nodes)
+def _finds_server(recipe: Recipe) -> bool:
+    """Whether the server has the last node, whatever its address is."""
+    return bool(serves_apart(recipe)) and "host" not in recipe.rollouts.model_fields_set

@@ -21,6 +21,7 @@ from ptcli.plan.slurm import (
     job_machine,
     log_file,
     place_problems,
+    placed_by_slurm,
     plan_job,
     slurm_problems,
 )
@@ -50,7 +51,7 @@ def job_of(
     sections = {"training": {"max_steps": 10}} | sections
     resume_from = sections.pop("resume_from", None)
     recipe = make_recipe(method, launch=launch, **sections)
-    planned = build_plan(recipe, job_machine(recipe), output_dir=run)
+    planned = build_plan(*placed_by_slurm(recipe, job_machine(recipe)), output_dir=run)
     assert planned.plan, planned.problems
     return plan_job(planned.plan, recipe, PROGRAM, resume_from=resume_from)
 
@@ -80,6 +81,7 @@ EVERYTHING = {
 JOBS = {
     "two_nodes": lambda: job_of(),
     "one_node": lambda: job_of(launch={"gpus": 8}),
+    "server_apart": lambda: job_of("grpo", GPUS, rollouts={"gpus": 2, "nodes": 1}, **ONLINE),
     "everything": lambda: job_of(
         "grpo", GPUS, Path("/scratch/it's 100% mine"), EVERYTHING, rollouts={"gpus": 2}, **ONLINE
     ),
@@ -122,6 +124,8 @@ def test_options_of_slurm_are_those_of_the_recipe() -> None:
         ("sft", GPUS, {}, (2, 4, 16)),
         ("grpo", {"gpus": 4}, {"rollouts": {"gpus": 2}, **ONLINE}, (1, 6, 24)),
         ("grpo", {"gpus": 4}, {"rollouts": {"tensor_parallel_size": 2}, **ONLINE}, (1, 6, 24)),
+        ("grpo", {"gpus": 4}, {"rollouts": {"gpus": 2, "nodes": 1}, **ONLINE}, (2, 4, 16)),
+        ("grpo", {"gpus": 2}, {"rollouts": {"gpus": 4, "nodes": 1}, **ONLINE}, (2, 4, 16)),
         ("grpo", {"gpus": 4}, {"rollouts": {"url": "http://10.0.0.1:8000"}, **ONLINE}, (1, 4, 16)),
         ("grpo", {"gpus": 4}, {"rollouts": {"mode": "colocate", "gpu_memory_utilization": 0.3}, **ONLINE}, (1, 4, 16)),
         ("sft", {"device": "cpu", "nodes": 3, "processes": 2}, {}, (3, 0, 2)),
@@ -133,6 +137,17 @@ def test_nodes_gpus_and_cores_follow_from_the_recipe(
     job = job_of(method, launch, **sections)
     assert (job.nodes, job.gpus, job.cpus) == asked
     assert (f"--gpus-per-node={job.gpus}" in directives(job)) == bool(job.gpus)
+
+
+def test_gpus_that_would_stay_idle_are_told() -> None:
+    (note,) = job_of("grpo", GPUS, rollouts={"gpus": 2}, **ONLINE).notes
+    assert note == "all nodes of a job are alike, with 6 GPUs, and 2 of the 12 stay idle (nodes use 6, 4)"
+    assert job_of("grpo", {"gpus": 4}, rollouts={"gpus": 2}, **ONLINE).notes == ()
+
+
+def test_a_server_with_an_address_of_its_own_keeps_it() -> None:
+    rollouts = {"gpus": 4, "nodes": 1, "host": "10.0.0.9"}
+    assert "rollouts.host" not in job_of("grpo", GPUS, rollouts=rollouts, **ONLINE).script
 
 
 def test_gpus_can_be_asked_for_in_another_way() -> None:
