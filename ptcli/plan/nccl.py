@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from ptcli.errors import KeyPath, Problem
 from ptcli.plan.model import Machine
 from ptcli.recipe.model import NcclSpec, Recipe
-from ptcli.recipe.suggest import nearest
 
 _VARIABLES = {
     "interface": "NCCL_SOCKET_IFNAME",
@@ -137,11 +136,7 @@ def _names(text: str | None, present: Sequence[str] | None, name: str, what: str
     if not present:
         return [Problem(f"launch.nccl.{name}: {text}, and this machine has no {what}", "leave it out", key)]
     absent = [word for word in names.words if not names.matches(word, present)] if not names.exclude else []
-    problems = []
-    for word in absent:
-        near = nearest(word.partition(":")[0], present)
-        fix = f"did you mean {near}? {here}" if near else here
-        problems.append(Problem(f"launch.nccl.{name}: this machine has no {what} {word}", fix, key))
+    problems = [Problem(f"launch.nccl.{name}: this machine has no {what} {word}", here, key) for word in absent]
     if not problems and not names.chosen(present):
         problems.append(Problem(f"launch.nccl.{name}: {text} leaves no {what}", here, key))
     return problems
