@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,11 @@ _TIMES = (
 )
 """What is measured anew by the part of a run that goes on."""
 _DATA = {
-    "sft": "builtin:arithmetic-messages", "dpo": "builtin:arithmetic-preference", "grpo": "builtin:arithmetic",
-}  # fmt: skip
+    "sft": "builtin:arithmetic-messages",
+    "dpo": "builtin:arithmetic-preference",
+    "reward": "builtin:arithmetic-preference",
+    "grpo": "builtin:arithmetic",
+}
 
 
 @dataclass(frozen=True)
@@ -38,17 +41,21 @@ class Stage:
 
     folder: Path
     module: str = "ptcli"
-    overrides: tuple[str, ...] = field(default=())
+    recipe: Path | None = None
+    """Another than the folder's own."""
 
     def command(self, run: str, *options: str) -> list[str]:
-        recipe = str(self.folder / "recipe.yaml")
+        recipe = str(self.recipe or self.folder / "recipe.yaml")
         output = f"output_dir={self.folder / run}"
-        return [sys.executable, "-m", self.module, "train", recipe, output, *self.overrides, *options]
+        return [sys.executable, "-m", self.module, "train", recipe, output, *options]
 
-    def train(self, run: str, *options: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    def train(
+        self, run: str, *options: str, code: int = 0, environment: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            self.command(run, *options), cwd=ROOT, capture_output=True, text=True, timeout=400, env=_environment()
-        )
+            self.command(run, *options), cwd=ROOT, capture_output=True, text=True, timeout=400,
+            env=_environment() | dict(environment or {}),
+        )  # fmt: skip
         assert done.returncode == code, done.stderr[-4000:]
         return done
 
@@ -108,6 +115,11 @@ def at_step(step: int) -> Callable[[Path], bool]:
     return lambda run: heartbeat(run).get("step", 0) >= step
 
 
+def saving(run: Path) -> bool:
+    """True of a run that writes a checkpoint right now."""
+    return heartbeat(run).get("phase") == "saving"
+
+
 def heartbeat(run: Path) -> Mapping[str, Any]:
     try:
         return dict(json.loads((run / "logs" / "heartbeat.json").read_text()))
@@ -125,10 +137,16 @@ def figures(run: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name not in _TIMES} for row in rows]
 
 
-def assert_identical(run: Path, uninterrupted: Path) -> None:
+def assert_identical(run: Path, uninterrupted: Path, steps: int = STEPS) -> None:
     """Every figure of every step, and every byte of the final weights."""
-    found, wanted = figures(run), figures(uninterrupted)
-    assert [row["step"] for row in found] == list(range(1, STEPS + 1))
+    assert [row["step"] for row in figures(run)] == list(range(1, steps + 1))
+    assert_goes_on(run, uninterrupted, 0)
+
+
+def assert_goes_on(run: Path, uninterrupted: Path, step: int) -> None:
+    """The same for a run whose directory begins after a step."""
+    found, wanted = figures(run), [row for row in figures(uninterrupted) if row["step"] > step]
+    assert wanted
     assert found == wanted
     (weights,) = (path.name for path in uninterrupted.glob("*model.safetensors"))
     assert (run / weights).read_bytes() == (uninterrupted / weights).read_bytes()

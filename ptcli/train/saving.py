@@ -22,7 +22,8 @@ from ptcli.run.disk import Room, measure
 from ptcli.train.guards.movement import local_part
 from ptcli.train.progress import Heartbeat
 
-_ADAPTER = "default"
+ADAPTER = "default"
+"""What PEFT and TRL call the adapter that is trained."""
 
 
 def watch_saves(trainer: Any, expected: Expected, heartbeat: Heartbeat | None) -> None:
@@ -64,7 +65,7 @@ def expect(trainer: Any) -> Expected:
     if not isinstance(model, PeftModel):
         ignored = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
         return Expected(sum(count(each) for name, each in model.named_parameters() if name not in ignored))
-    if model.peft_config[_ADAPTER].peft_type is not PeftType.LORA:
+    if model.peft_config[ADAPTER].peft_type is not PeftType.LORA:
         return Expected()
     return Expected(tensors={_saved_name(name): count(each) for name, each in _adapter_parameters(model)})
 
@@ -106,12 +107,12 @@ def _look(trainer: Any, checkpoint: Path, expected: Expected) -> None:
 
 def _adapter_parameters(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and ".lora_" in name and f".{_ADAPTER}." in name:
+        if parameter.requires_grad and ".lora_" in name and f".{ADAPTER}." in name:
             yield name, parameter
 
 
 def _saved_name(name: str) -> str:
-    return name.replace(f".{_ADAPTER}.", ".")
+    return name.replace(f".{ADAPTER}.", ".")
 
 
 @contextmanager

@@ -6,14 +6,17 @@ save at the same step. Signals would not do: torchrun ends its workers when it g
 
 from __future__ import annotations
 
+import functools
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ptcli.run.rundir import REQUEST
+from ptcli.train.saving import ADAPTER
 
 LOOK_SECONDS = 1.0
 """Between two looks of several ranks: telling each other is a message and a stop of the GPUs, too much for a step of
@@ -88,6 +91,7 @@ def go_on(trainer: Any, checkpoint: str) -> None:
     if hasattr(trainer, "_total_train_tokens"):
         tokens = [row["num_tokens"] for row in state.log_history if "num_tokens" in row]
         trainer._total_train_tokens = int(tokens[-1]) if tokens else 0
+    _load_trained_adapter(trainer)
     if hasattr(trainer, "_buffered_inputs"):
         trainer._step = state.global_step * trainer.args.gradient_accumulation_steps
     torch.serialization.register_package(0, lambda _: None, _restore_on_numbered_cpu)
@@ -98,3 +102,19 @@ def _restore_on_numbered_cpu(storage: Any, location: str) -> Any:
     """Where several processes train on a CPU, transformers (5.17) loads the optimizer onto `cpu:0`, which torch.load
     does not know for what it is."""
     return storage if location.startswith("cpu:") else None
+
+
+def _load_trained_adapter(trainer: Any) -> None:
+    """Of a checkpoint with several adapters, transformers 5.17 loads those in folders of their own, as the reference,
+    and not the trained one, which lies at its top: it would start anew without a word."""
+    load = trainer._load_from_checkpoint
+
+    @functools.wraps(load)
+    def load_all(checkpoint: str, model: Any = None) -> None:
+        load(checkpoint, model)
+        adapted = trainer.model if model is None else model
+        if isinstance(adapted, PeftModel) and len(adapted.peft_config) > 1 and not trainer.is_fsdp_enabled:
+            adapted.load_adapter(checkpoint, ADAPTER, is_trainable=True)
+            adapted.set_adapter(ADAPTER)
+
+    trainer._load_from_checkpoint = load_all
