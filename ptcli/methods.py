@@ -53,6 +53,7 @@ Evaluates = Literal["nothing", "one set", "named sets"]
 Reference = Literal["none", "always", "with beta"]
 ReadsOutputLayer = Literal["no", "always", "chunked", "liger"]
 """`chunked`: in the chunked loss, which is the default, and with Liger kernels."""
+Splitter = Literal["fsdp", "zero3"]
 Head = Literal["causal_lm", "sequence_classification", "token_classification"]
 ImplicitPrompt = Literal["first row decides", "row by row", "kept"]
 """Where the prompt of preference pairs without one is cut off: from every row when the first has no `prompt`; from each
@@ -156,8 +157,8 @@ class Method:
     """When the loss reads the output layer's weight itself, so that an adapter on it would not be trained."""
     virtual_tokens: bool = False
     """True when the trainer knows of the tokens that prompt tuning puts before a row's own."""
-    fsdp: bool = True
-    """False when the trainer has no way to run under FSDP."""
+    fails_under: tuple[Splitter, ...] = ()
+    """What splits weights in a way that the trainer fails with."""
     resumes: bool = True
     """False when the trainer cannot go on from a checkpoint."""
     precomputes_whole: bool = False
@@ -273,7 +274,7 @@ _ROWS = (
         backends=("transformers",),
         same_vocabulary=("reward_model",), arguments=MappingProxyType({"reward_funcs": "reward_model"}),
         last_release="1.13.0",
-        reference="always", switches_adapter_off=False, copies_reference=True,
+        reference="always", switches_adapter_off=False, copies_reference=True, fails_under=("zero3",),
         encoder="ptcli.data.tokens.prompts:XPO",
         data=_PROMPTS,
     ),
@@ -283,7 +284,7 @@ _ROWS = (
         needs=("reward_model",), takes=("value_model", "ref_model"),
         stand_ins=MappingProxyType({"value_model": "reward_model"}), same_vocabulary=("reward_model", "value_model"),
         prompts="tokens", stop_arguments=("stop_token", "stop_token_id"), wants_eval=True, evaluates="one set",
-        last_release="1.12.0", reference="always", keeps_adapter=False, copies_reference=True, fsdp=False,
+        last_release="1.12.0", reference="always", keeps_adapter=False, copies_reference=True, fails_under=("fsdp",),
         resumes=False,
         encoder="ptcli.data.tokens.prompts:PPO",
         data=DataTraits(token_columns=(("input_ids",),), empty_prompt="error"),

@@ -131,10 +131,10 @@ REFUSALS: tuple[Refusal, ...] = (
         covers=lambda it: it.way == "fsdp1" and it.form == "adapter" and it.vllm,
     ),
     Refusal(
-        "{config} is FSDP, and the trainer of {method} has no way to run under it",
-        "use launch.accelerate: ddp, zero2 or zero3",
+        "{config} is {splitter}, and the trainer of {method} has no way to run under it",
+        "use launch.accelerate: ddp or zero2",
         KEY, "trl 1.12",
-        covers=lambda it: it.fsdp and not it.method.fsdp,
+        covers=lambda it: ("fsdp" if it.fsdp else it.way) in it.method.fails_under,
     ),
     Refusal(
         # TRL's own guard looks at its argument only, not at accelerate's file.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ from typing import Any
 import pytest
 
 from ptcli.methods import METHODS
+from ptcli.plan.model import Server
+from tests.rollouts_server import rollout_server
+from tests.server_runs import assert_serves_what_was_trained
 from tests.strategies import STRATEGIES, WITNESS, Strategy, train
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
@@ -69,9 +72,16 @@ def assert_trains(run: Path) -> None:
     assert list(run.glob("*model.safetensors"))
 
 
+SPLIT = [
+    (method, name)
+    for method in GENERATING
+    for name, splitter in (("zero3", "zero3"), ("fsdp2", "fsdp"))
+    if splitter not in METHODS[method].fails_under
+]
+
+
 @pytest.mark.parametrize("adapter", [{}, LORA], ids=["weights", "adapter"])
-@pytest.mark.parametrize("name", ["zero3", "fsdp2"])
-@pytest.mark.parametrize("method", GENERATING)
+@pytest.mark.parametrize(("method", "name"), SPLIT)
 def test_the_trainer_generates(
     method: str, name: str, adapter: dict[str, Any], tmp_path: Path, ptcli_process: Callable
 ) -> None:
@@ -108,3 +118,31 @@ def test_four_bits_split_by_fsdp(method: str, tmp_path: Path, ptcli_process: Cal
 def test_quantised_and_whole(name: str, bits: int, tmp_path: Path, ptcli_process: Callable) -> None:
     strategy = STRATEGIES[name]
     assert_trains(train(described("sft", strategy, **BITS[bits]), strategy, tmp_path, ptcli_process))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A vLLM server, for one trainer after another."""
+    with rollout_server(tmp_path_factory.mktemp("server") / "rollouts.log") as running:
+        yield running
+
+
+MERGED = [(name, "adapter") for name in ("ddp", "zero3", "fsdp2")] + [(name, "4 bits") for name in ("ddp", "zero3")]
+
+
+@pytest.mark.parametrize(("name", "form"), MERGED)
+def test_vllm_has_the_adapter_merged(
+    name: str, form: str, server: Server, tmp_path: Path, ptcli_process: Callable
+) -> None:
+    """The server's probabilities are the trainer's at every step."""
+    strategy = STRATEGIES[name]
+    rollouts = {"rollouts": {"url": server.url, "max_model_len": server.max_model_len}}
+    recipe = described("grpo", strategy, **(LORA if form == "adapter" else BITS[4]), **rollouts)
+    recipe["training"] |= {"learning_rate": 1e-2, "max_steps": 3}
+    run = train(recipe, strategy, tmp_path, ptcli_process)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    differences = [row["sampling/sampling_logp_difference/max"] for row in rows if "loss" in row]
+    assert len(differences) == 3
+    assert max(differences) < 1e-3, differences
+    if form == "adapter":
+        assert_serves_what_was_trained(server, run)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ptcli.methods import METHODS
+from ptcli.methods import METHODS, Splitter
 from ptcli.plan.accelerate import CONFIGS
 from ptcli.plan.combinations import CONDITIONS, REFUSALS, Combination, Form, Refusal, Rollouts, Way
 
@@ -64,10 +64,17 @@ class Tested:
                     yield Combination(METHODS[method], *FORMS[form], way, self.rollouts)
 
 
-_SAME = "tests/long/test_strategies.py::test_trains_as_one_process_does"
+_STRATEGIES = "tests/long/test_strategies.py"
+_SAME = f"{_STRATEGIES}::test_trains_as_one_process_does"
 _HERE = "tests/long/test_combinations.py"
 _GENERATING = ("grpo", "rloo", "online_dpo", "xpo", "nash_md", "gkd", "minillm", "distillation")
 _GENERATE = f"{_HERE}::test_the_trainer_generates"
+_MERGED = f"{_HERE}::test_vllm_has_the_adapter_merged"
+
+
+def _under(splitter: Splitter) -> tuple[str, ...]:
+    return tuple(name for name in _GENERATING if splitter not in METHODS[name].fails_under)
+
 
 TESTED = (
     Tested(_SAME, ("sft", "dpo"), ("single", "ddp", "zero1", "zero2", "zero3", "fsdp2", "hsdp")),
@@ -77,7 +84,11 @@ TESTED = (
     Tested(f"{_HERE}::test_offload", ("sft", "dpo"), ("zero3",)),
     Tested(f"{_HERE}::test_four_bits_split_by_fsdp", ("sft", "dpo"), ("fsdp2",), ("adapter, 4 bits",)),
     Tested(f"{_HERE}::test_quantised_and_whole", ("sft",), ("ddp", "zero2"), ("adapter, 4 bits", "adapter, 8 bits")),
-    Tested(_GENERATE, _GENERATING, ("zero3", "fsdp2"), ("all weights", "adapter"), "transformers"),
+    Tested(_GENERATE, _under("zero3"), ("zero3",), ("all weights", "adapter"), "transformers"),
+    Tested(_GENERATE, _under("fsdp"), ("fsdp2",), ("all weights", "adapter"), "transformers"),
+    Tested(f"{_STRATEGIES}::test_grpo_follows_the_server", ("grpo",), ("ddp", "zero3", "fsdp2"), rollouts="server"),
+    Tested(_MERGED, ("grpo",), ("ddp", "zero3", "fsdp2"), ("adapter",), "server"),
+    Tested(_MERGED, ("grpo",), ("ddp", "zero3"), ("adapter, 4 bits",), "server"),
     Tested(f"{_HERE}::test_ppo", ("ppo",), ("zero2", "zero3"), rollouts="transformers"),
     Tested("tests/long/test_methods.py::test_ppo_on_two_processes", ("ppo",), ("ddp",), rollouts="transformers"),
     Tested(
@@ -141,9 +152,14 @@ def _refusals() -> Iterator[str]:
 
 
 def _reason(refusal: Refusal) -> str:
-    without = " and ".join(name for name, row in METHODS.items() if not row.fsdp)
-    method = without if "way to run" in refusal.message else "the method"
-    return refusal.message.format(config="the config", splitter="ZeRO-3 or FSDP", method=method)
+    named = {"config": "the config", "splitter": "ZeRO-3 or FSDP", "method": "the method"}
+    if "way to run" in refusal.message:
+        pairs = ((name, splitter) for name, row in METHODS.items() for splitter in row.fails_under)
+        return "; ".join(
+            refusal.message.format(config="the config", method=name, splitter={"fsdp": "FSDP", "zero3": "ZeRO-3"}[each])
+            for name, each in pairs
+        )
+    return refusal.message.format(**named)
 
 
 def _conditions() -> Iterator[str]:
