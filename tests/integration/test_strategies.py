@@ -7,15 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.strategies import ONE, STRATEGIES, assert_moved, assert_same_training, recipe, train
-
-
-@pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory, ptcli_process: Callable) -> Path:
-    """The run of one process."""
-    run = train(recipe("sft", ONE), ONE, tmp_path_factory.mktemp("one"), ptcli_process)
-    assert_moved(run)
-    return run
+from tests.strategies import STRATEGIES, assert_same_training, recipe, train
 
 
 @pytest.mark.parametrize("name", ["ddp", "zero3"])
