@@ -57,10 +57,15 @@ class Source:
 
 
 class Layered:
-    """A transformers model, and where each of its parameters comes from."""
+    """A transformers model without weights, and where in `folder` each of its parameters comes from, except the names
+    in `brought`, which an adapter will bring.
 
-    def __init__(self, folder: Path, model: Any, brought: Collection[str] = ()):
+    While it runs, tensors of the folder that are seen to hold finite numbers are added to `sound`.
+    """
+
+    def __init__(self, folder: Path, model: Any, brought: Collection[str] = (), sound: set[str] | None = None):
         self.model = model
+        self._sound = sound
         self._sources = _sources(folder, model)
         self._tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
         self._owners = list(self._empty(brought))
@@ -92,29 +97,35 @@ class Layered:
     def _give(self, module: nn.Module, names: Mapping[str, str], *_: Any) -> None:
         loaded: dict[str, Tensor] = {}
         for own, name in names.items():
-            target = name if name in self._sources else self._tied.get(name, name)
+            target = self._target(name)
             if target not in loaded:
                 loaded |= self._load(target)
             tensor = loaded.get(target)
             if tensor is not None and tensor.shape == getattr(module, own).shape:
                 setattr(module, own, _parameter(_as_computed(module, tensor)))
 
-    def _load(self, target: str) -> dict[str, Tensor]:
-        source = self._sources.get(target)
-        if source is None:
-            raise NotLayered(f"nothing in the weights gives {target}")
-        return source.load(target, self.model)
+    def _target(self, name: str) -> str:
+        return name if name in self._sources else self._tied.get(name, name)
 
-    def _take(self, module: nn.Module, names: Mapping[str, str], *_: Any) -> None:
+    def _source(self, target: str) -> Source:
+        if target not in self._sources:
+            raise NotLayered(f"nothing in the weights gives {target}")
+        return self._sources[target]
+
+    def _load(self, target: str) -> dict[str, Tensor]:
+        return self._source(target).load(target, self.model)
+
+    def _take(self, module: nn.Module, names: Mapping[str, str], *called: Any) -> None:
+        if self._sound is not None and _shows_numbers(module, called[-1]):
+            self._sound.update(key for name in names.values() for key, *_ in self._source(self._target(name)).tensors)
         for own in names:
             setattr(module, own, _placeholder(getattr(module, own).shape))
 
 
-def build(folder: Path, model_class: Any, config: Any, brought: Collection[str] = ()) -> Layered:
-    """The model that `config` describes, its weights those of `folder` except the names in `brought`, which an adapter
-    will bring.
+def outline(model_class: Any, config: Any) -> Any:
+    """The model that `config` describes, without weights.
 
-    Raises NotLayered when the class cannot be built without weights.
+    While it is made, no tensors can be made in other threads. Raises NotLayered when the class cannot be built so.
     """
     try:
         with init_empty_weights(include_buffers=False):
@@ -123,7 +134,7 @@ def build(folder: Path, model_class: Any, config: Any, brought: Collection[str] 
             )
     except (ValueError, TypeError, AttributeError, ImportError) as error:
         raise NotLayered(f"{type(error).__name__}: {error}") from error
-    return Layered(folder, model.eval().requires_grad_(False), brought)
+    return model.eval().requires_grad_(False)
 
 
 def _placeholder(shape: torch.Size) -> nn.Parameter:
@@ -172,6 +183,12 @@ def _as_computed(module: nn.Module, tensor: Tensor) -> Tensor:
     """Matrices and tables as they are, for `Float32` to deal with; anything else in float32."""
     stays = isinstance(module, nn.Linear | nn.Embedding) and tensor.ndim == 2
     return tensor if stays or tensor.ndim == 3 or not tensor.is_floating_point() else tensor.float()
+
+
+def _shows_numbers(module: nn.Module, output: Any) -> bool:
+    """Whether an output says that all of a module's weights are finite: each number of a matrix has a part in it, and
+    infinity times nothing is not a number."""
+    return type(module) is nn.Linear and isinstance(output, Tensor) and bool(output.isfinite().all())
 
 
 def _wrappers(model: nn.Module) -> dict[int, nn.Module]:

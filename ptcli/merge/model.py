@@ -172,6 +172,42 @@ class MergePlan:
 
 
 @dataclass(frozen=True)
+class Verification:
+    """What verification came to."""
+
+    max_abs_diff: float | None
+    """Largest difference of two logits; None where numbers could not be compared."""
+    kl: float | None = None
+    """Mean Kullback-Leibler divergence over the positions, in nats: of the merged model from the reference."""
+    top1: float | None = None
+    """Share of positions where both think the same token most likely."""
+    relative: float | None = None
+    """Root mean square of the difference, over that of the reference's logits around their mean. Of the positions the
+    median: rounding may send a token to another expert, which says nothing of the weights."""
+    way: str = "layer by layer"
+    """How it was compared, or why it was not."""
+
+    compared: bool = True
+    """False where there is nothing to compare with, as for a consolidated checkpoint."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether all was looked at that there is to look at."""
+        return self.max_abs_diff is not None or not self.compared
+
+    def line(self) -> str:
+        """What to tell a person."""
+        if not self.compared:
+            return f"verified: {self.way}"
+        if self.max_abs_diff is None:
+            return f"verified in structure only: {self.way}"
+        return (
+            f"verified {self.way}: largest difference of logits {self.max_abs_diff:.3g} (relative "
+            f"{self.relative:.2g}), KL {self.kl:.2g}, top-1 agreement {self.top1:.1%}"
+        )
+
+
+@dataclass(frozen=True)
 class Merged:
     """What came of a merge: `ptcli merge --json`."""
 

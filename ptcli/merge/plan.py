@@ -5,7 +5,6 @@ Every tensor of the adapter is used exactly once, or there is no plan.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from ptcli.errors import Problem, RequestError
 from ptcli.merge.adapter import Adapter, read_adapter
 from ptcli.merge.base import Base, read_base
 from ptcli.merge.identity import compare
+from ptcli.merge.machine import worker_count
 from ptcli.merge.model import ITEM_BYTES, AddLora, MergePlan, Operation, Output, Shard, Tensor
 from ptcli.merge.names import Names, is_head, is_input
 from ptcli.merge.operations import Consumed, consume
@@ -29,9 +29,8 @@ DTYPES: Mapping[str, str] = {
 _TORCH: Mapping[str, str] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT]?i?B)?", re.IGNORECASE)
-_STREAM_MEMORY, _WORKER_MEMORY = 256 << 20, 16 << 20
-"""Bytes: Python and torch, and the blocks of a worker (measured)."""
-_MOST_WORKERS = 16
+_STREAM_MEMORY, _WORKER_MEMORY = 160 << 20, 8 << 20
+"""Bytes: Python and libtorch, and the blocks of a worker (measured)."""
 _PEFT_MEMORY = 700 << 20
 """Bytes: Python, torch, transformers and PEFT, before a model is loaded."""
 
@@ -277,18 +276,3 @@ def _memory(plan: MergePlan, base: Base) -> int:
     largest = max((prod(each.shape) for each in base.tensors.values()), default=0)
     adapter = sum(path.stat().st_size for path in plan.adapter.glob("adapter_model.*"))
     return _PEFT_MEMORY + sum(files.values()) + 2 * 4 * largest + 2 * adapter
-
-
-def worker_count() -> int:
-    """Workers of a stream: one for each core that this process may use, up to what a disk can follow."""
-    return min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
-
-
-def free_memory() -> int | None:
-    """Bytes that programs can still take; None where the kernel does not tell."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            found = re.search(r"^MemAvailable:\s+(\d+) kB", file.read(), re.MULTILINE)
-    except OSError:
-        return None
-    return int(found[1]) << 10 if found else None

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ptcli.merge.machine import free_memory
 from ptcli.merge.model import Merged, MergePlan
-from ptcli.merge.plan import free_memory
 from ptcli.merge.publish import gigabytes
 
 _WAYS = {

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from ptcli.errors import WorkError
 from ptcli.merge.base import INDEX
-from ptcli.merge.model import Merged, MergePlan, Progress, Shard
+from ptcli.merge.model import Merged, MergePlan, Progress, Shard, Verification
 from ptcli.merge.publish import published, synced_meanwhile
-
-if TYPE_CHECKING:
-    from ptcli.merge.verify import Verification
+from ptcli.recipe.local_models import BadWeights
 
 
 def run_merge(
@@ -34,12 +33,10 @@ def run_merge(
     """
     start = time.monotonic()
     with published(out, plan.nbytes, force=force, read=(plan.base, plan.adapter)) as folder:
-        merged, copied = _write(plan, folder, progress)
-        from ptcli.merge.serving import write_serving_files
-
-        write_serving_files(plan, folder)
-        with synced_meanwhile(folder):
-            verification = _verify(plan, folder, progress) if verify else None
+        if plan.mode == "stream":
+            merged, copied, verification = _stream(plan, folder, progress, verify=verify)
+        else:
+            merged, copied, verification = _convert(plan, folder, progress, verify=verify)
         if serve_check:
             from ptcli.merge.serve_check import check_serving
 
@@ -56,15 +53,44 @@ def run_merge(
     )
 
 
-def _write(plan: MergePlan, folder: Path, progress: Progress) -> tuple[int, int]:
-    """Write the weights; returns how many tensors were changed or added, and how many are the base's."""
-    if plan.mode == "stream":
-        from ptcli.merge.stream import stream
+def _stream(plan: MergePlan, folder: Path, progress: Progress, *, verify: bool) -> tuple[int, int, Verification | None]:
+    """Write all there is; returns how many tensors were changed or added, how many are the base's, and what was found.
 
+    What verifies it begins at once, and does what it can while the weights are written.
+    """
+    from ptcli.merge.serving import write_serving_files
+    from ptcli.merge.stream import stream
+    from ptcli.merge.verifier import verifier
+
+    with verifier() if verify else nullcontext() as verifying:
+        try:
+            write_serving_files(plan, folder)
+        except BadWeights as error:
+            raise WorkError(f"the base changed while it was read: a file {error}") from error
+        if verifying:
+            verifying.prepare(plan, folder)
         stream(plan, folder, progress)
         write_index(plan.shards, folder)
         merged = sum(1 for each in plan.outputs if each.operations)
-        return merged, sum(1 for _ in plan.outputs) - merged
+        with synced_meanwhile(folder):
+            found = verifying.finish(progress) if verifying else None
+    return merged, sum(1 for _ in plan.outputs) - merged, found
+
+
+def _convert(
+    plan: MergePlan, folder: Path, progress: Progress, *, verify: bool
+) -> tuple[int, int, Verification | None]:
+    """The same where the work is transformers' and PEFT's, in this process."""
+    from ptcli.merge.serving import write_serving_files
+
+    merged, copied = _write(plan, folder, progress)
+    write_serving_files(plan, folder)
+    with synced_meanwhile(folder):
+        return merged, copied, _verify(plan, folder, progress) if verify else None
+
+
+def _write(plan: MergePlan, folder: Path, progress: Progress) -> tuple[int, int]:
+    """Write the weights; returns how many tensors were changed or added, and how many are the base's."""
     if plan.mode == "consolidate":
         from ptcli.merge.consolidate import consolidate
 

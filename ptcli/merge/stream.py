@@ -23,6 +23,7 @@ from ptcli.errors import WorkError
 from ptcli.merge.headers import build_header, read_metadata
 from ptcli.merge.libtorch import Dtype, LibTorch, load
 from ptcli.merge.libtorch import Tensor as Numbers
+from ptcli.merge.machine import worker_count
 from ptcli.merge.model import (
     AddBias,
     AddLora,
@@ -36,7 +37,6 @@ from ptcli.merge.model import (
     Tensor,
     tensors_of,
 )
-from ptcli.merge.plan import worker_count
 
 BLOCK = 512 << 10
 """Bytes of a weight that are worked on at once. With their float32 form they stay in the processor's cache; for more,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,17 +20,30 @@ BLOCK = 1 << 20
 """Elements that are looked at together."""
 
 
-def check_structure(plan: MergePlan, folder: Path, progress: Progress) -> None:
-    """Raise WorkError, with all that is wrong, unless the folder holds what the plan says."""
+def check_structure(plan: MergePlan, folder: Path) -> None:
+    """Raise WorkError, with all that is wrong, unless the folder holds the tensors that the plan says."""
     files = weight_files(folder)
+    found = _read(files)
+    _refuse([*_names(plan, {each.name: each for each in plan.outputs}, found), *_index(folder, files, found)])
+
+
+def check_numbers(plan: MergePlan, folder: Path, progress: Progress, sound: Collection[str] = ()) -> None:
+    """Raise WorkError when a tensor that was computed is not finite, or none differs from the base's.
+
+    `sound`: tensors that are known to be finite.
+    """
+    expected = {each.name: each for each in plan.outputs}
+    _refuse(list(_numbers(expected, _read(weight_files(folder)), progress, sound)))
+
+
+def _read(files: list[Path]) -> dict[str, Tensor]:
     try:
-        found = {name: tensor for path in files for name, tensor in read_tensors(path).items()}
+        return {name: tensor for path in files for name, tensor in read_tensors(path).items()}
     except BadWeights as error:
         raise WorkError(f"the merged weights cannot be read: a file {error}") from error
-    expected = {each.name: each for each in plan.outputs}
-    wrong = [*_names(plan, expected, found), *_index(folder, files, found)]
-    if not wrong:
-        wrong = list(_numbers(plan, expected, found, progress))
+
+
+def _refuse(wrong: list[str]) -> None:
     if wrong:
         raise WorkError("the merged model is not what it should be: " + "; ".join(wrong))
 
@@ -62,16 +75,17 @@ def _index(folder: Path, files: list[Path], found: Mapping[str, Tensor]) -> Iter
 
 
 def _numbers(
-    plan: MergePlan, expected: Mapping[str, Output], found: Mapping[str, Tensor], progress: Progress
+    expected: Mapping[str, Output], found: Mapping[str, Tensor], progress: Progress, sound: Collection[str]
 ) -> Iterator[str]:
     """What is not finite among the tensors that were computed; and whether any differs from the base's."""
     computed = [each for each in expected.values() if each.name in found and (each.operations or not each.source)]
     computed = computed or [each for each in expected.values() if each.name in found]
-    total, done = sum(each.nbytes for each in computed), 0
+    unseen = [each for each in computed if each.name not in sound]
+    total, done = sum(each.nbytes for each in unseen), 0
     with ThreadPoolExecutor(_WORKERS) as pool:
-        finite = pool.map(lambda each: _is_finite(_mapped(found[each.name])), computed)
-        for output, sound in zip(computed, finite, strict=True):
-            if not sound:
+        finite = pool.map(lambda each: _is_finite(_mapped(found[each.name])), unseen)
+        for output, is_sound in zip(unseen, finite, strict=True):
+            if not is_sound:
                 yield f"{output.name} has values that are not finite"
             done += output.nbytes
             progress("looking at the tensors", done, total)

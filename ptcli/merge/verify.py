@@ -10,10 +10,9 @@ tensors is right, and that is what is compared with.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -26,10 +25,10 @@ from torch import Tensor
 
 from ptcli.errors import PtcliError, WorkError
 from ptcli.merge.handover import untie_embeddings
-from ptcli.merge.layered import Float32, NotLayered, build
-from ptcli.merge.model import ITEM_BYTES, MergePlan, Progress
+from ptcli.merge.layered import Float32, Layered, NotLayered, outline
+from ptcli.merge.model import ITEM_BYTES, MergePlan, Progress, Verification
 from ptcli.merge.quiet import quiet_libraries
-from ptcli.merge.structure import check_structure
+from ptcli.merge.structure import check_numbers, check_structure
 from ptcli.recipe.local_models import read_header
 
 SEED = 20250
@@ -45,53 +44,42 @@ _FLOAT32 = 2.0**-20
 """What sums in float32 in another order may differ, relatively."""
 
 
-@dataclass(frozen=True)
-class Verification:
-    """What verification came to."""
-
-    max_abs_diff: float | None
-    """Largest difference of two logits; None where numbers could not be compared."""
-    kl: float | None = None
-    """Mean Kullback-Leibler divergence over the positions, in nats: of the merged model from the reference."""
-    top1: float | None = None
-    """Share of positions where both think the same token most likely."""
-    relative: float | None = None
-    """Root mean square of the difference, over that of the reference's logits around their mean. Of the positions the
-    median: rounding may send a token to another expert, which says nothing of the weights."""
-    way: str = "layer by layer"
-    """How it was compared, or why it was not."""
-
-    compared: bool = True
-    """False where there is nothing to compare with, as for a consolidated checkpoint."""
-
-    @property
-    def complete(self) -> bool:
-        """Whether all was looked at that there is to look at."""
-        return self.max_abs_diff is not None or not self.compared
-
-    def line(self) -> str:
-        """What to tell a person."""
-        if not self.compared:
-            return f"verified: {self.way}"
-        if self.max_abs_diff is None:
-            return f"verified in structure only: {self.way}"
-        return (
-            f"verified {self.way}: largest difference of logits {self.max_abs_diff:.3g} (relative "
-            f"{self.relative:.2g}), KL {self.kl:.2g}, top-1 agreement {self.top1:.1%}"
-        )
-
-
-def verify_merge(plan: MergePlan, folder: Path, *, progress: Progress) -> Verification:
-    """Look at a merged folder that has its config.
+def verify_merge(
+    plan: MergePlan, folder: Path, *, progress: Progress, written: Callable[[], object] = lambda: None
+) -> Verification:
+    """Look at a merged folder that has its configs, and its weights when `written` returns, which is called once.
 
     Takes the memory of two of the largest tensors, or of the largest module where that is more (the experts of a
     layer are one). Raises WorkError when the folder does not hold what it should.
     """
+    look = _Look(plan, folder, progress, written)
     with quiet_libraries(), _single_threaded():
-        check_structure(plan, folder, progress)
         if plan.mode == "consolidate":
+            look.at_structure()
+            look.at_numbers(frozenset())
             return _check_runs(plan, folder, progress)
-        return _judge(plan, compare_logits(plan, folder, progress))
+        sound: set[str] = set()
+        found = compare_logits(plan, folder, progress, look.at_structure, sound)
+        look.at_numbers(sound)
+        return _judge(plan, found)
+
+
+class _Look:
+    """What is looked at beside the logits."""
+
+    def __init__(self, plan: MergePlan, folder: Path, progress: Progress, written: Callable[[], object]):
+        self._plan, self._folder, self._progress, self._written = plan, folder, progress, written
+        self._seen = False
+
+    def at_structure(self) -> None:
+        """Wait for the weights, and look at what is there; once."""
+        if not self._seen:
+            self._written()
+            check_structure(self._plan, self._folder)
+            self._seen = True
+
+    def at_numbers(self, sound: Collection[str]) -> None:
+        check_numbers(self._plan, self._folder, self._progress, sound)
 
 
 def _judge(plan: MergePlan, found: Verification) -> Verification:
@@ -116,14 +104,24 @@ def _check_runs(plan: MergePlan, folder: Path, progress: Progress) -> Verificati
     return Verification(None, compared=False, way="each of its tensors is there, and it computes finite numbers")
 
 
-def compare_logits(plan: MergePlan, folder: Path, progress: Progress) -> Verification:
-    """Both models' logits, layer by layer where that is possible, else both as a whole where memory allows it."""
+def compare_logits(
+    plan: MergePlan,
+    folder: Path,
+    progress: Progress,
+    whole: Callable[[], None] = lambda: None,
+    sound: set[str] | None = None,
+) -> Verification:
+    """Both models' logits, layer by layer where that is possible, else both as a whole where memory allows it.
+
+    `whole` returns when the merged weights are there. Tensors that are seen to be finite are added to `sound`.
+    """
     try:
-        return _compare(*_both_layered(plan, folder, progress), "layer by layer")
+        return _compare(*_both_layered(plan, folder, progress, whole, sound), "layer by layer")
     except PtcliError:
         raise
     except Exception as error:  # whatever an architecture of its own kind does in there
         reason = f"it cannot be run layer by layer ({type(error).__name__}: {_first_line(error)})"
+    whole()
     need, free = _whole_bytes(plan), psutil.virtual_memory().available
     if need > free:
         return Verification(None, way=f"{reason}, and as a whole takes {_gib(need)} of which {_gib(free)} are free")
@@ -154,12 +152,22 @@ def _layers(plan: MergePlan) -> int:
 # --- the two models --------------------------------------------------------------------------------------------------
 
 
-def _both_layered(plan: MergePlan, folder: Path, progress: Progress) -> tuple[Tensor, Tensor]:
+def _both_layered(
+    plan: MergePlan,
+    folder: Path,
+    progress: Progress,
+    whole: Callable[[], None] = lambda: None,
+    sound: set[str] | None = None,
+) -> tuple[Tensor, Tensor]:
     """Logits (prompts, tokens, vocabulary) of reference and merged model, each computed by one thread."""
-    models = [_layered(plan, folder, merged, progress) for merged in (False, True)]
     stop = Event()
-    with ThreadPoolExecutor(len(models)) as pool, _set_when_left(stop):
-        reference, merged = pool.map(lambda model: _run(model, plan, Float32(stop)), models)
+    with ThreadPoolExecutor(1) as pool, _set_when_left(stop):
+        model = _outline(plan, folder, True)
+        first = _layered(plan, folder, False, progress)
+        computed = pool.submit(_run, first, plan, Float32(stop))
+        whole()
+        second = _of_merged(folder, model, sound)
+        merged, reference = _run(second, plan, Float32(stop)), computed.result()
     if not reference.isfinite().all():
         raise NotLayered("base and adapter give numbers that are not finite")
     return reference, merged
@@ -186,14 +194,22 @@ def _set_when_left(stop: Event) -> Iterator[None]:
 
 
 def _layered(plan: MergePlan, folder: Path, merged: bool, progress: Progress) -> Any:
-    config = _config(plan, folder, merged)
-    model_class = _model_class(plan, config)
+    model = _outline(plan, folder, merged)
     if merged:
-        layered = build(folder, model_class, config)
-        return layered.attach(layered.model)
-    layered = build(plan.base, model_class, config, brought_by(plan.adapter))
+        return _of_merged(folder, model)
+    layered = Layered(plan.base, model, brought_by(plan.adapter))
     _tell(layered, progress, "computing with base and adapter, and with the merged model")
     return layered.attach(_with_adapter(layered.model, plan))
+
+
+def _outline(plan: MergePlan, folder: Path, merged: bool) -> Any:
+    config = _config(plan, folder, merged)
+    return outline(_model_class(plan, config), config)
+
+
+def _of_merged(folder: Path, model: Any, sound: set[str] | None = None) -> Any:
+    layered = Layered(folder, model, sound=sound)
+    return layered.attach(layered.model)
 
 
 def _whole(plan: MergePlan, folder: Path, merged: bool, progress: Progress) -> Tensor:

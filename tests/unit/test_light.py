@@ -28,11 +28,13 @@ HEAVY_MODULES = {
 HEAVY_ROOMS = ("ptcli.train", "ptcli.doctor.math", "ptcli.merge")
 LIGHT_IN_HEAVY_ROOM = {
     "ptcli.merge", "ptcli.merge.adapter", "ptcli.merge.base", "ptcli.merge.experts", "ptcli.merge.headers",
-    "ptcli.merge.hub", "ptcli.merge.identity", "ptcli.merge.lean", "ptcli.merge.libtorch", "ptcli.merge.model",
+    "ptcli.merge.hub", "ptcli.merge.identity", "ptcli.merge.lean", "ptcli.merge.libtorch", "ptcli.merge.machine",
+    "ptcli.merge.model",
     "ptcli.merge.names",
     "ptcli.merge.operations", "ptcli.merge.plan", "ptcli.merge.progress", "ptcli.merge.publish", "ptcli.merge.render",
     "ptcli.merge.request", "ptcli.merge.run", "ptcli.merge.scales", "ptcli.merge.serve_check", "ptcli.merge.serving",
     "ptcli.merge.sharded", "ptcli.merge.stream", "ptcli.merge.targets", "ptcli.merge.tying",
+    "ptcli.merge.verifier", "ptcli.merge.verify_child",
     "ptcli.train",
     "ptcli.train.config",
     "ptcli.train.guards",

@@ -11,11 +11,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ptcli.errors import Interrupted
-from ptcli.merge import stream
+from ptcli.errors import Interrupted, WorkError
+from ptcli.merge import stream, verifier
 from ptcli.merge.plan import plan_merge
 from ptcli.merge.run import run_merge
 from ptcli.run.signals import signals_raised
@@ -149,6 +150,41 @@ def test_a_base_that_becomes_shorter_meanwhile(tmp_path: Path, ptcli: Callable) 
     plan = plan_merge(str(make_adapter(base, tmp_path / "adapter", target_modules="all-linear")))
     path = next(base.glob("*.safetensors"))
     os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(Exception, match="became shorter while it was read"):
+    with pytest.raises(WorkError, match="the base changed while it was read: a file is cut off"):
         run_merge(plan, tmp_path / "out", verify=False)
     assert left(tmp_path) == ["adapter", "base"]
+    (tmp_path / "out").mkdir()
+    with pytest.raises(WorkError, match="became shorter while it was read"):
+        stream.stream(plan, tmp_path / "out", lambda *_: None)
+
+
+def started_processes(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen]:
+    """The processes that verify, as they are started."""
+    started: list[subprocess.Popen] = []
+
+    def start(*arguments: Any, **options: Any) -> subprocess.Popen:
+        started.append(subprocess.Popen(*arguments, **options))
+        return started[-1]
+
+    monkeypatch.setattr(verifier, "start", start)
+    return started
+
+
+def test_a_verification_that_is_killed(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the kernel does where memory is short."""
+    started = started_processes(monkeypatch)
+    with pytest.raises(WorkError, match="verification ended without a result: exit code -9"):
+        run_merge(plan_merge(str(adapter)), tmp_path / "out", progress=lambda *_: started[0].kill())
+    assert left(tmp_path) == []
+
+
+def test_no_process_outlives_a_merge(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = started_processes(monkeypatch)
+
+    def progress(activity: str, done: int, total: int) -> None:
+        raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError, match="in the middle"):
+        run_merge(plan_merge(str(adapter)), tmp_path / "out", progress=progress)
+    assert [each.returncode for each in started] == [-9]
+    assert left(tmp_path) == []

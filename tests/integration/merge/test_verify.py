@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 
 from ptcli.errors import Interrupted, WorkError
 from ptcli.merge import verify
-from ptcli.merge.model import MergePlan
+from ptcli.merge.model import MergePlan, Verification
 from ptcli.merge.plan import plan_merge
 from ptcli.merge.run import run_merge
 from ptcli.merge.structure import INDEX
-from ptcli.merge.verify import Verification, prompts_for, verify_merge
+from ptcli.merge.verify import prompts_for, verify_merge
 from ptcli.run.signals import signals_raised
 from tests.integration.merge.families import FAMILIES, load_base, make_adapter, make_base, rewrite
 
