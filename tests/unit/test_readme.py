@@ -34,7 +34,8 @@ def test_command(line: str, ptcli: Callable, ptcli_process: Callable, monkeypatc
     if arguments[0] in ("doctor", "merge"):  # they run in tests of their own; here their options must be there
         arguments.append("--help")
     if arguments[0] == "train" and "--dry-run" not in arguments:
-        arguments += ["--dry-run"] if "--smoke" in arguments else ["--dry-run", "--assume-gpus", "8x80GiB"]
+        machine = "2x8x80GiB" if "launch.nodes=2" in arguments else "8x80GiB"
+        arguments += ["--dry-run"] if "--smoke" in arguments else ["--dry-run", "--assume-gpus", machine]
     result = ptcli(*arguments)
     assert result.code == 0, result.err
 
