@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from ptcli.plan.memory.training import (
     trained_bytes,
 )
 from ptcli.recipe.adapter_folders import TASKS
+from tests.memory_callback import storages, weigh
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = json.loads((ROOT / "ptcli/plan/memory/published.json").read_text())
@@ -192,44 +193,13 @@ BIG = small_of(
 )
 
 
-def storages(tensors: Iterable[Any]) -> int:
-    """Bytes of the storages that these tensors share."""
-    found = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
-    return sum(found.values())
-
-
-def tensors_in(value: Any) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return [tensor for each in inside for tensor in tensors_in(each)]
-
-
-def in_memory(model: nn.Module) -> list[torch.Tensor]:
-    """The model's parameters, and what quantised ones carry besides."""
-    found: list[torch.Tensor] = []
-    for parameter in model.parameters():
-        found.append(parameter.data)
-        state = getattr(parameter, "quant_state", None)
-        for each in filter(None, (state, getattr(state, "state2", None))):
-            found += [
-                tensor for tensor in (each.absmax, each.code, getattr(each, "offset", None)) if tensor is not None
-            ]
-    return found
-
-
 def step(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """Train a step; bytes of weights, gradients and optimizer states before the gradients are thrown away."""
     tokens = torch.arange(2, 34).reshape(2, 16)
     model(input_ids=tokens, labels=tokens).loss.backward()
     optimizer.step()
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    states = [tensors_in(state) for state in optimizer.state.values()]
-    return {
-        "weights": storages(in_memory(model)),
-        "gradients": storages(gradients),
-        "optimizer": storages(tensor for each in states for tensor in each),
-    }
+    return weigh(model, optimizer) | {"gradients": storages(gradients)}
 
 
 def close(expected: Mapping[str, float], found: Mapping[str, float]) -> None:
