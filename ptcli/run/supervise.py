@@ -239,8 +239,9 @@ class Run:
             raise Interrupted(signum, "it came twice, and no checkpoint was waited for")
         if self._asked_at is None:
             (self.rundir.path / REQUEST).touch()
-            what = "once more" if signum != signal.SIGINT else "Ctrl-C once more"
-            self.view.say(f"{signal.Signals(signum).name}: a checkpoint is saved after this step; {what} ends at once")
+            what = "a checkpoint is saved after this step" if phase == "training" else "what is being saved is finished"
+            again = "Ctrl-C once more" if signum == signal.SIGINT else "once more"
+            self.view.say(f"{signal.Signals(signum).name}: {what}; {again} ends at once")
         if self._asked_at is None or phase != "training":
             self._asked_at = now
         steps = CHECKPOINT_STEPS * step_seconds if step_seconds else FIRST_STEP_SECONDS
