@@ -19,7 +19,7 @@ from ptcli.plan.resolve import MODELS, change
 from ptcli.plan.rows import given_rows
 from ptcli.recipe.catalogue import fields
 from ptcli.recipe.local_models import find_base
-from ptcli.recipe.model import DataEntry, DataSpec, LaunchSpec, ModelSpec, Recipe, RewardSpec, RolloutsSpec
+from ptcli.recipe.model import DataEntry, DataSpec, LaunchSpec, ModelSpec, NcclSpec, Recipe, RewardSpec, RolloutsSpec
 from ptcli.recipe.tokenizers import read_vocabulary, tokenizer_folder
 
 TINY = "builtin:tiny"
@@ -188,7 +188,7 @@ def _launch(launch: LaunchSpec) -> LaunchSpec:
     single = strategy is not None and strategy.single
     count = 1 if single else _processes(launch)
     processes = None if count == 1 and launch.processes is None else count
-    return change(launch, device="cpu", gpus=None, nodes=1, processes=processes, accelerate=accelerate)
+    return change(launch, device="cpu", gpus=None, nodes=1, processes=processes, accelerate=accelerate, nccl=NcclSpec())
 
 
 def _processes(launch: LaunchSpec) -> int:
@@ -214,6 +214,7 @@ def _rollouts(recipe: Recipe) -> RolloutsSpec:
         gpu_memory_utilization=None,
         max_model_len=length,
         url=None,
+        nodes=0,
         host="127.0.0.1",
         port=None,
         group_port=None,

@@ -41,6 +41,8 @@ CONNECT_SECONDS = 3.0
 STRAGGLERS_SECONDS = 2.0
 """How long further nodes are waited for once it is clear that the run will not start, so that they learn why."""
 _SEND_SECONDS = 10.0
+_UNREAD = 8
+"""Messages at most that are on their way when a connection is closed."""
 _PAUSE = 0.1
 _SHOWN = 6
 """Differences that are listed of each node."""
@@ -92,6 +94,8 @@ class Line:
         return self._inbox.popleft() if self._inbox else None
 
     def close(self) -> None:
+        for _ in range(_UNREAD):  # what is left unread would have the kernel take back what was sent last
+            self.receive()
         self.closed = True
         self._socket.close()
 
