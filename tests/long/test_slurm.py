@@ -54,6 +54,7 @@ class Pace(TrainerCallback):
         if "SLURM_JOB_ID" in os.environ and os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
             time.sleep(2)
 """
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
 TOKEN = "not-to-be-seen-anywhere"
 
 
@@ -106,13 +107,12 @@ def said(run: Path) -> str:
 
 def test_two_nodes_are_warned_save_requeue_and_finish(cluster: Cluster, recipe: Path) -> None:
     """The losses are those of two processes that nobody interrupted."""
-    slurm = "launch.slurm={time: 3, signal_seconds: 60, requeue: true}"
+    slurm = "launch.slurm={time: 3, signal_seconds: 45, requeue: true}"
     job = submit(cluster, recipe, "launch.nodes=2", slurm)
     run = Path(job["output_dir"])
     assert status(run)["state"] == "planned"
     recipe.write_text("method: none of the methods\n")  # no job reads it any more
-    cluster.wait(job["job"], {"PENDING"} if cluster.job(job["job"])["JobState"] == "RUNNING" else {"RUNNING"}, 240)
-    ended = cluster.wait(job["job"], {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"}, 420)
+    ended = cluster.wait(job["job"], ENDED, 600)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), said(run)
     assert status(run)["state"] == "finished"
     assert job["log"] == str(run / f"logs/slurm-{job['job']}.out")
@@ -132,7 +132,7 @@ def test_a_person_ends_a_job_with_a_checkpoint(cluster: Cluster, recipe: Path) -
     run = Path(job["output_dir"])
     wait_for_step(run, 2)
     cluster.run("scancel", "--batch", "--signal=TERM", str(job["job"]))
-    ended = cluster.wait(job["job"], {"COMPLETED", "FAILED", "CANCELLED", "PENDING"}, 120)
+    ended = cluster.wait(job["job"], ENDED | {"PENDING"}, 120)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "143:0", "0"), said(run)
     assert (status(run)["state"], status(run)["exit_code"]) == ("stopped", 143)
     assert list(run.glob("checkpoint-*")) == [run / f"checkpoint-{status(run)['step']}"]
@@ -141,7 +141,7 @@ def test_a_person_ends_a_job_with_a_checkpoint(cluster: Cluster, recipe: Path) -
 def test_a_run_that_fails_is_not_queued_again(cluster: Cluster, recipe: Path) -> None:
     job = submit(cluster, recipe, "launch.slurm={time: 30, requeue: true}", env={"PACE_FAILS": "1"})
     run = Path(job["output_dir"])
-    ended = cluster.wait(job["job"], {"COMPLETED", "FAILED", "CANCELLED"}, 240)
+    ended = cluster.wait(job["job"], ENDED, 240)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "1:0", "0"), said(run)
     assert "RuntimeError: as it was told" in status(run)["cause"]
 

@@ -71,6 +71,11 @@ CASES: dict[str, tuple[str | bytes, list[str], str]] = {
         ["--smoke"],
         "r.yaml:2:9: there is no model builtin:nope",
     ),
+    "smoke in a job": (SFT, ["--smoke", "--launcher", "slurm"], "--smoke runs on this machine's CPU"),
+    "a job of no known size": (SFT, ["--launcher", "slurm"], "a job must say how many GPUs it wants"),
+    "a job of given GPUs": (SFT, ["--launcher", "slurm", "launch.gpus=[0, 1]"], "for Slurm to say; give a count"),
+    "a job of one minute": (SFT, ["launch.slurm.time=1:00", "launch.device=cpu"], "1:00 is 1 minute to Slurm"),
+    "a launcher that is none": (SFT, ["--launcher", "kubernetes"], "slurm"),
     "typo in an override": (GOOD, ["training.learning_rat=1"], "learning_rate"),
 }
 
