@@ -83,6 +83,7 @@ TESTED = (
     Tested(f"{_HERE}::test_a_reference_that_trl_would_copy", ("bco",), ("zero3",)),
     Tested(f"{_HERE}::test_offload", ("sft", "dpo"), ("zero3",)),
     Tested(f"{_HERE}::test_four_bits_split_by_fsdp", ("sft", "dpo"), ("fsdp2",), ("adapter, 4 bits",)),
+    Tested(f"{_HERE}::test_four_bits_split_by_fsdp", ("grpo",), ("fsdp2",), ("adapter, 4 bits",), "transformers"),
     Tested(f"{_HERE}::test_quantised_and_whole", ("sft",), ("ddp", "zero2"), ("adapter, 4 bits", "adapter, 8 bits")),
     Tested(_GENERATE, _under("zero3"), ("zero3",), ("all weights", "adapter"), "transformers"),
     Tested(_GENERATE, _under("fsdp"), ("fsdp2",), ("all weights", "adapter"), "transformers"),
