@@ -47,7 +47,7 @@ def decide_ports(recipe: Recipe, machine: Machine) -> tuple[Ports, list[Problem]
     free = [port for port in machine.free_ports if port not in {*wanted, main, _port_of(rollouts.url)}]
     server, group = wanted[0] or free.pop(0), wanted[1] or free.pop(0)
     ports = Ports(server, group, main or free.pop(0), tuple(free))
-    problems = _port_problems(rollouts, machine) if uses_server(recipe) else []
+    problems = _port_problems(recipe, machine) if uses_server(recipe) else []
     if main in (server, group) and uses_server(recipe):
         name = "port" if main == server else "group_port"
         problems.append(
@@ -196,10 +196,13 @@ def _port_of(url: str | None) -> int | None:
         return None
 
 
-def _port_problems(rollouts: RolloutsSpec, machine: Machine) -> list[Problem]:
+def _port_problems(recipe: Recipe, machine: Machine) -> list[Problem]:
+    rollouts = recipe.rollouts
     problems = []
-    for name in ("port", "group_port"):
+    for name, node in (("port", recipe.launch.nodes if serves_apart(recipe) else 0), ("group_port", 0)):
         port = getattr(rollouts, name)
+        if machine.place and machine.place.rank != node:
+            continue  # another node opens it
         if port in machine.busy_ports and not (name == "port" and rollouts.url):
             message = f"rollouts.{name} {port} is in use"
             problems.append(Problem(message, "choose another, or leave it out for a free one", ("rollouts", name)))

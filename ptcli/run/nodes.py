@@ -26,6 +26,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import yaml
 
 from ptcli.errors import Interrupted, Problem, PtcliError, RequestError, WorkError
@@ -138,12 +139,21 @@ def met(plan: Plan, view: View) -> Iterator[Peers]:
     with signals_raised():
         peers = meet(place, plan.nodes, node_facts(plan), seconds=plan.recipe.launch.rendezvous_seconds, tick=view.show)
     with peers:
-        view.say(f"all {plan.nodes} nodes are there")
+        view.say(f"all {plan.nodes} nodes are there{_over(peers)}")
         try:
             yield peers
         except BaseException as error:
             Ended.of(error).tell(peers)
             raise
+
+
+def _over(peers: Peers) -> str:
+    """`, over eth0`: the interface by which this node reaches the first of the others."""
+    address = next(iter(peers.lines.values())).own_address
+    for name, entries in psutil.net_if_addrs().items():
+        if any(entry.address == address for entry in entries):
+            return f", over {name}"
+    return ""
 
 
 # --- node 0 ----------------------------------------------------------------------------------------------------------

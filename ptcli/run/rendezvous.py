@@ -72,6 +72,14 @@ class Line:
         self._inbox: deque[dict[str, Any]] = deque()
         self.closed = False
 
+    @property
+    def own_address(self) -> str:
+        """This machine's end; empty when the connection is gone."""
+        try:
+            return str(self._socket.getsockname()[0])
+        except (OSError, IndexError):
+            return ""
+
     def send(self, **message: Any) -> None:
         if self.closed:
             return

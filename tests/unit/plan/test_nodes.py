@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -170,6 +171,17 @@ def test_a_server_s_node_needs_a_server_and_its_address(method: str, rollouts: d
     [problem] = rollout_node_problems(recipe(method, rollouts=rollouts))
 
     assert said in str(problem)
+
+
+def test_a_port_is_only_asked_for_where_it_is_opened() -> None:
+    apart = recipe("grpo", rollouts=APART | {"port": 4001, "group_port": 4002})
+
+    def complaints(rank: int) -> list[str]:
+        place = replace(machine(Place(rank, "10.0.0.1", 4000)), busy_ports=frozenset({4001, 4002}))
+        return [problem.message for problem in build_plan(apart, place, output_dir=Path("/runs/r")).problems]
+
+    assert complaints(0) == ["rollouts.group_port 4002 is in use"]
+    assert complaints(1) == ["rollouts.port 4001 is in use"]
 
 
 def test_the_master_s_port_is_no_other() -> None:
