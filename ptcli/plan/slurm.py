@@ -310,7 +310,7 @@ fi
 
 _REQUEUE = """echo "ptcli: the time was up at checkpoint $ended_with; the job is queued again and goes on from there"
 trap '' TERM
-scontrol requeue "$SLURM_JOB_ID"
+scontrol requeue "$SLURM_JOB_ID" || echo {refused}
 exit "$code"
 """
 
@@ -356,9 +356,9 @@ def _script(plan: Plan, recipe: Recipe, program: str, gpus: int, cpus: int, resu
 
 
 def _end(spec: SlurmSpec, folder: Path) -> str:
-    if spec.requeue:
-        return _REQUEUE
     command = f"ptcli train {shlex.quote(str(folder / RECIPE_FILE))} --launcher slurm --resume"
+    if spec.requeue:
+        return _REQUEUE.format(refused=shlex.quote(f"ptcli: Slurm refused to; to go on from there: {command}"))
     return _LEAVE.format(command=shlex.quote(f"  {command}"))
 
 

@@ -45,6 +45,7 @@ exit "$code"
 """
 SCONTROL = r"""#!/bin/bash
 [ "$1" = show ] && { echo n1; echo n2; } || echo "$@" >> "$RUN/scontrol"
+[ ! -e "$RUN/refuse" ]
 """
 
 
@@ -125,6 +126,15 @@ def test_warned_saved_and_queued_again(batch: Callable[..., Batch]) -> None:
     assert "the time was up at checkpoint 7; the job is queued again" in said
     assert job.left("got") == "USR1"
     assert job.left("scontrol") == "requeue 77"
+
+
+def test_a_slurm_that_does_not_queue_again(batch: Callable[..., Batch]) -> None:
+    job = batch("143 stopped 7", requeue=True)
+    (job.run / "refuse").touch()
+    job.tell(signal.SIGUSR1)
+    code, said = job.end()
+    assert code == 143
+    assert "Slurm refused to; to go on from there: ptcli train" in said
 
 
 def test_warned_twice_is_queued_once(batch: Callable[..., Batch]) -> None:

@@ -74,5 +74,5 @@ elif [ "$began_with" = "$ended_with" ]; then
 fi
 echo "ptcli: the time was up at checkpoint $ended_with; the job is queued again and goes on from there"
 trap '' TERM
-scontrol requeue "$SLURM_JOB_ID"
+scontrol requeue "$SLURM_JOB_ID" || echo 'ptcli: Slurm refused to; to go on from there: ptcli train '"'"'/scratch/it'"'"'"'"'"'"'"'"'s 100% mine/slurm/recipe.yaml'"'"' --launcher slurm --resume'
 exit "$code"
