@@ -94,14 +94,19 @@ def go_on(trainer: Any, checkpoint: str) -> None:
     _load_trained_adapter(trainer)
     if hasattr(trainer, "_buffered_inputs"):
         trainer._step = state.global_step * trainer.args.gradient_accumulation_steps
-    torch.serialization.register_package(0, lambda _: None, _restore_on_numbered_cpu)
+    _know_numbered_cpus()
     trainer.train(resume_from_checkpoint=checkpoint)
 
 
-def _restore_on_numbered_cpu(storage: Any, location: str) -> Any:
+@functools.cache
+def _know_numbered_cpus() -> None:
     """Where several processes train on a CPU, transformers (5.17) loads the optimizer onto `cpu:0`, which torch.load
-    does not know for what it is."""
-    return storage if location.startswith("cpu:") else None
+    does not know for what it is. Once a process: torch cannot sort two that come at the same place."""
+
+    def restore(storage: Any, location: str) -> Any:
+        return storage if location.startswith("cpu:") else None
+
+    torch.serialization.register_package(0, lambda _: None, restore)
 
 
 def _load_trained_adapter(trainer: Any) -> None:
