@@ -33,6 +33,11 @@ class Place:
     port: int
     """First for the check that all is well, then for the trainer's processes to find each other."""
 
+    @property
+    def address(self) -> str:
+        """`10.0.0.1:29500`, `[fd00::1]:29500`."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
 
 @dataclass(frozen=True)
 class Machine:

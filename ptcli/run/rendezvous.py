@@ -176,10 +176,11 @@ def open_listener(place: Place) -> socket.socket:
         message = f"--master {place.host} ({', '.join(addresses)}) is not an address of this machine, which is node 0"
         raise RequestError(Problem(message, "give an address of node 0, or this node another --node-rank"))
     loopback = is_loopback(place.host)
+    family = socket.AF_INET6 if ":" in addresses[0] else socket.AF_INET
+    both = family == socket.AF_INET6 and not loopback and socket.has_dualstack_ipv6()
     where = addresses[0] if loopback else ""
-    family = socket.AF_INET6 if ":" in (where or addresses[0]) else socket.AF_INET
     try:
-        return socket.create_server((where, place.port), family=family, backlog=1024)
+        return socket.create_server((where, place.port), family=family, backlog=1024, dualstack_ipv6=both)
     except OSError as error:
         message = f"port {place.port} of {place.host} cannot be opened: {error.strerror or error}"
         fix = "another run, or another node 0, may use it: choose another port, the same on all nodes"
@@ -287,7 +288,7 @@ def _gather(place: Place, nodes: int, facts: Facts, deadline: float, seconds: fl
     with ExitStack() as stack:
         listener = stack.enter_context(open_listener(place))
         while hall.missing and time.monotonic() < deadline:
-            tick(f"waiting for {_listed(hall.missing)} of {nodes} at {place.host}:{place.port}")
+            tick(f"waiting for {_listed(hall.missing)} of {nodes} at {place.address}")
             if select.select([listener], [], [], _PAUSE)[0]:
                 with suppress(OSError):
                     connection, address = listener.accept()
@@ -297,7 +298,7 @@ def _gather(place: Place, nodes: int, facts: Facts, deadline: float, seconds: fl
                 deadline = min(deadline, time.monotonic() + STRAGGLERS_SECONDS) if hall.missing else 0.0
     if hall.missing and not hall.problems:
         missing = _listed(hall.missing)
-        fix = f"start it there with --node-rank {hall.missing[0]} --master {place.host}:{place.port}"
+        fix = f"start it there with --node-rank {hall.missing[0]} --master {place.address}"
         fix += ": only this machine can reach that address" if is_loopback(place.host) else ", or look for a firewall"
         verb = "has" if len(hall.missing) == 1 else "have"
         hall.problems.append(Problem(f"{missing} {verb} not come within {seconds:g} s", fix))
@@ -315,13 +316,13 @@ def _join(place: Place, nodes: int, facts: Facts, deadline: float, seconds: floa
     line = _connect(place, deadline, seconds, tick)
     line.send(ptcli=PROTOCOL, rank=place.rank, nodes=nodes, facts=facts)
     while (answer := line.receive()) is None and not line.closed:
-        tick(f"node 0 at {place.host}:{place.port} waits for the other nodes")
+        tick(f"node 0 at {place.address} waits for the other nodes")
         time.sleep(_PAUSE)
     if answer and answer.get("accepted") is True:
         return Peers({0: line})
     line.close()
     problems = [Problem(str(message), str(fix)) for message, fix in (answer or {}).get("refused", ())]
-    gone = Problem(f"node 0 at {place.host}:{place.port} went away before the run began", "see what it says there")
+    gone = Problem(f"node 0 at {place.address} went away before the run began", "see what it says there")
     raise RequestError(problems or gone)
 
 
@@ -329,7 +330,7 @@ def _connect(place: Place, deadline: float, seconds: float, tick: Tick) -> Line:
     """A connection on which node 0 has said its greeting."""
     trouble = "nothing was tried"
     while time.monotonic() < deadline:
-        tick(f"looking for node 0 at {place.host}:{place.port}")
+        tick(f"looking for node 0 at {place.address}")
         try:
             line = Line(socket.create_connection((place.host, place.port), timeout=CONNECT_SECONDS), place.host)
         except OSError as error:
@@ -338,13 +339,13 @@ def _connect(place: Place, deadline: float, seconds: float, tick: Tick) -> Line:
             continue
         until = min(deadline, time.monotonic() + GREETING_SECONDS)
         while (greeting := line.receive()) is None and not line.closed and time.monotonic() < until:
-            tick(f"looking for node 0 at {place.host}:{place.port}")
+            tick(f"looking for node 0 at {place.address}")
             time.sleep(_PAUSE / 2)
         if greeting and greeting.get("ptcli") == PROTOCOL:
             return line
         line.close()
         trouble = "something else answers there, or a ptcli of another version"
-    message = f"node 0 does not answer at {place.host}:{place.port} within {seconds:g} s: {trouble}"
+    message = f"node 0 does not answer at {place.address} within {seconds:g} s: {trouble}"
     fix = "start it there with --node-rank 0 and the same --master"
     fix += f"; {place.host} is this machine itself" if is_loopback(place.host) else ", or look for a firewall"
     raise RequestError(Problem(message, fix))

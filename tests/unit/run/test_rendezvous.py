@@ -266,3 +266,13 @@ def connect(port: int) -> socket.socket:
         except ConnectionRefusedError:
             assert time.monotonic() < deadline
             time.sleep(0.01)
+
+
+def test_a_name_that_others_know_is_opened_to_them_in_both_families(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rendezvous, "resolve", lambda host: ["::1", "127.0.0.1"])
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("this kernel has no IPv6")
+    with open_listener(Place(0, "node0", port)), connect(port):
+        pass
