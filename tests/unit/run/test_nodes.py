@@ -12,10 +12,21 @@ import pytest
 
 from ptcli.errors import Interrupted, RequestError, WorkError
 from ptcli.plan.build import build_plan
+from ptcli.plan.machine import free_ports
 from ptcli.plan.model import GPU, Machine, Place, Plan
 from ptcli.recipe.model import Recipe
 from ptcli.run import nodes
-from ptcli.run.nodes import Ended, collect, log_name, met, node_facts, own_step, share_storage, trains_here
+from ptcli.run.nodes import (
+    Ended,
+    collect,
+    log_name,
+    met,
+    node_facts,
+    own_step,
+    probe_ports,
+    share_storage,
+    trains_here,
+)
 from ptcli.run.panel import choose_view
 from ptcli.run.rendezvous import Line, Peers
 
@@ -182,3 +193,67 @@ def test_several_nodes_need_to_be_told_which_this_is(tmp_path: Path) -> None:
         "the recipe runs on 2 nodes, and it is not said which of them this is; start it on each with --node-rank 0 to "
         "1 and --master HOST:PORT, an address of node 0"
     )
+
+
+class Served:
+    """The plan of node 0 and of the server's node, which is the second end of a pair, and answers in a thread."""
+
+    def __init__(self, tmp_path: Path, **rollouts: object):
+        server, group = free_ports(count=2)
+        spec = {"nodes": 1, "host": "127.0.0.1", "port": server, "group_port": group} | rollouts
+        launch = {"device": "cpu", "nodes": 1}
+        self.first = plan(tmp_path, 0, rollouts=spec, launch=launch)
+        self.other = plan(tmp_path, 1, rollouts=spec, launch=launch)
+
+    def probe(self, pair: tuple[Peers, Peers]) -> None:
+        first, other = pair
+
+        def answer() -> None:
+            while True:
+                for _, message in other.hear():
+                    try:
+                        nodes._answer(self.other, other, message, lambda: None)
+                    except RequestError as error:
+                        Ended.of(error).tell(other)
+                    return
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        try:
+            probe_ports(self.first, first, lambda activity: None)
+        finally:
+            first.tell(probed=True)
+            thread.join(10)
+
+
+def test_the_ports_between_server_and_trainer_are_tried_from_both_sides(
+    tmp_path: Path, pair: tuple[Peers, Peers]
+) -> None:
+    Served(tmp_path).probe(pair)
+
+
+def test_a_server_s_address_that_its_node_has_not_is_named(tmp_path: Path, pair: tuple[Peers, Peers]) -> None:
+    with pytest.raises(RequestError, match=r"rollouts\.host 192\.0\.2\.77 is not an address of node 1, which runs"):
+        Served(tmp_path, host="192.0.2.77").probe(pair)
+
+
+def test_a_port_that_the_server_s_node_cannot_open_is_named(tmp_path: Path, pair: tuple[Peers, Peers]) -> None:
+    served = Served(tmp_path)
+    port = served.first.recipe.rollouts.port
+    with (
+        socket.create_server(("127.0.0.1", port or 0)),
+        pytest.raises(RequestError, match=f"node 1: rollouts.port {port} cannot be opened at 127.0.0.1: Address"),
+    ):
+        served.probe(pair)
+
+
+def test_a_trainer_that_the_server_s_node_cannot_reach_is_named(
+    tmp_path: Path, pair: tuple[Peers, Peers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = Served(tmp_path)
+    monkeypatch.setattr(nodes, "group_address", lambda plan: "127.0.0.1")
+    monkeypatch.setattr(nodes, "_trouble", lambda host, port: "timed out")
+    with pytest.raises(
+        RequestError, match=r"node 1, the rollout server's, cannot reach node 0 at 127\.0\.0\.1:\d+: timed"
+    ):
+        served.probe(pair)
