@@ -198,7 +198,7 @@ def _notes(decided: _Decided) -> tuple[str, ...]:
             f"{decided.recipe.data.eval} training rows are held out for the trainer to sample from (data.eval)"
         )
     if decided.layout.strategy.deepspeed is not None and decided.layout.device == "cpu":
-        notes.append("the DeepSpeed file's batch sizes and precision give way to the recipe's: this is a CPU run")
+        notes.append("the DeepSpeed file's sizes, steps and precision give way to the recipe's: this is a CPU run")
     notes += node_notes(decided.recipe, decided.machine.place)
     notes += nccl_notes(decided.recipe, decided.machine)
     return tuple(notes)

@@ -35,6 +35,8 @@ _OPTIMIZER = {
     "optimizer.params.weight_decay": "weight_decay",
     "scheduler.params.warmup_max_lr": "learning_rate",
 }
+_LENGTHS = {"total_num_steps": "max_steps", "warmup_num_steps": "warmup_steps"}
+"""Of the schedule, in `scheduler.params`."""
 _OPTIMIZERS = {
     "adamw_torch": ("adam", "adamw"), "adamw_torch_fused": ("adam", "adamw"), "adamw_apex_fused": ("adam", "adamw"),
     "lion_32bit": ("lion",), "adagrad": ("adagrad",), "sgd": ("sgd",),
@@ -119,8 +121,7 @@ def _steps(values: Mapping[str, Any], recipe: Recipe, key: KeyPath) -> Iterator[
     """Lengths of the schedule. How many steps there are is known here only where the recipe says it."""
     total, warmup = argument(recipe, "max_steps", -1), argument(recipe, "warmup_steps", 0)
     known = {"total_num_steps": total if total > 0 else None, "warmup_num_steps": None if 0 < warmup < 1 else warmup}
-    owns = {"total_num_steps": "max_steps", "warmup_num_steps": "warmup_steps"}
-    for name, own in owns.items():
+    for name, own in _LENGTHS.items():
         full = f"scheduler.params.{name}"
         said, wanted = _said(values, full), known[name]
         if wanted is None and said not in ("auto", None):
@@ -139,9 +140,15 @@ def _said(values: Mapping[str, Any], name: str) -> Any:
 
 
 def for_cpu(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The file as a CPU run can use it: batch sizes are the recipe's, and there is no mixed precision."""
+    """The file as a CPU run can use it: batch sizes and the schedule's length are the recipe's, and there is no mixed
+    precision."""
     sizes = {name: "auto" for name in (*_SIZES, "train_batch_size") if name in values}
-    return {name: value for name, value in values.items() if name not in _PRECISIONS} | sizes
+    kept = {name: value for name, value in values.items() if name not in _PRECISIONS} | sizes
+    length = _said(values, "scheduler.params")
+    if isinstance(length, Mapping):
+        autos = {name: "auto" for name in _LENGTHS if name in length}
+        kept["scheduler"] = {**values["scheduler"], "params": {**length, **autos}}
+    return kept
 
 
 def _conflict(name: str, said: Any, wanted: Any, own: str, recipe: Recipe, key: KeyPath) -> Problem:

@@ -104,11 +104,13 @@ def test_what_would_take_the_recipes_place(
 def test_on_a_cpu_sizes_and_precision_are_the_recipes(plan_of: Plans, config: Callable[..., str]) -> None:
     """What --smoke needs: it makes batches small, and there is no bf16."""
     zero3 = {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}
-    values = {"zero_optimization": zero3, "bf16": {"enabled": True}, "train_batch_size": 512}
+    schedule = {"type": "WarmupDecayLR", "params": {"total_num_steps": 9000, "warmup_min_lr": 0}}
+    values = {"zero_optimization": zero3, "bf16": {"enabled": True}, "train_batch_size": 512, "scheduler": schedule}
     plan = plan_of("sft", launch={"accelerate": config(values), "device": "cpu", "processes": 2}).plan
     assert plan is not None
     written = json.loads(plan.files["deepspeed.json"])
-    assert written == {"zero_optimization": zero3, "train_batch_size": "auto"}
+    shorter = schedule | {"params": {"total_num_steps": "auto", "warmup_min_lr": 0}}
+    assert written == {"zero_optimization": zero3, "train_batch_size": "auto", "scheduler": shorter}
     assert any("DeepSpeed file" in note for note in plan.notes)
 
 
