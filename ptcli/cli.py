@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ptcli.data.check import Depth
     from ptcli.data.request import DataRequest
     from ptcli.merge.model import MergePlan
+    from ptcli.merge.verifier import Verifier
     from ptcli.plan.model import Plan
 
 app = typer.Typer(
@@ -190,21 +191,23 @@ def merge(
       ptcli merge runs/big@500 --out models/big
     """
     from ptcli.merge.request import plan_request as plan_merge_request
+    from ptcli.merge.verifier import begun_verifier
 
     if out is None and not dry_run:
         raise RequestError(Problem("where the merged model goes is not said", "add --out DIR, or --dry-run"))
-    plan = plan_merge_request(
-        adapter,
-        base=base,
-        dtype=dtype,
-        max_shard_size=max_shard_size,
-        allow_missing=allow_missing,
-        download=not dry_run,
-    )
-    if dry_run or out is None:
-        _print_merge_plan(plan, out, force, as_json)
-    else:
-        _merge(plan, out, as_json, force=force, verify=verify, serve_check=serve_check)
+    with begun_verifier() if verify and out and not dry_run else nullcontext() as verifier:
+        plan = plan_merge_request(
+            adapter,
+            base=base,
+            dtype=dtype,
+            max_shard_size=max_shard_size,
+            allow_missing=allow_missing,
+            download=not dry_run,
+        )
+        if dry_run or out is None:
+            _print_merge_plan(plan, out, force, as_json)
+        else:
+            _merge(plan, out, as_json, force=force, verifier=verifier, serve_check=serve_check)
 
 
 @app.command("validate-data", short_help="Check a recipe's data against its method. Needs no GPU.")
@@ -415,7 +418,9 @@ def _print_merge_plan(plan: MergePlan, out: Path | None, force: bool, as_json: b
     _print_json(plan_json(plan, out)) if as_json else typer.echo("\n".join(plan_lines(plan, out)))
 
 
-def _merge(plan: MergePlan, out: Path, as_json: bool, *, force: bool, verify: bool, serve_check: bool) -> None:
+def _merge(
+    plan: MergePlan, out: Path, as_json: bool, *, force: bool, verifier: Verifier | None, serve_check: bool
+) -> None:
     """Merge, and say what came of it."""
     from ptcli.merge.lean import skip_bitsandbytes
     from ptcli.merge.progress import Reporter
@@ -430,7 +435,9 @@ def _merge(plan: MergePlan, out: Path, as_json: bool, *, force: bool, verify: bo
     skip_bitsandbytes()
     try:
         with signals_raised():
-            merged = run_merge(plan, out, force=force, verify=verify, serve_check=serve_check, progress=Reporter(view))
+            merged = run_merge(
+                plan, out, force=force, verify=verifier or False, serve_check=serve_check, progress=Reporter(view)
+            )
     finally:
         view.close()
     with _unread_output_forgiven():

@@ -15,12 +15,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 from ptcli.errors import Problem, RequestError, WorkError
 
 _SPARE = 64 << 20
 """Bytes for tokenizer, configs and the file system itself."""
+_SYNC_EVERY = 0.2
+"""Seconds."""
 _AT_FDCWD, _EXCHANGE = -100, 2
 _MODEL_SIGNS = ("config.json",)
 _RUN_SIGNS = ("recipe.resolved.yaml", "status.json", "adapter_config.json")
@@ -121,20 +123,23 @@ def _remove_stale(out: Path) -> None:
 
 @contextmanager
 def synced_meanwhile(folder: Path) -> Iterator[None]:
-    """Have the disk write what is there while other work goes on, so that less is left to wait for in the end.
+    """Have the disk write what is there while other work goes on, so that little is left to wait for in the end.
 
     Whether it could is asked at the end (`sync_tree`), and not here.
     """
+    ended = Event()
 
     def work() -> None:
         with suppress(OSError):
-            sync_tree(folder)
+            while not ended.wait(_SYNC_EVERY):
+                sync_tree(folder)
 
     thread = Thread(target=work)
     thread.start()
     try:
         yield
     finally:
+        ended.set()
         thread.join()
 
 

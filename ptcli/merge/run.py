@@ -6,6 +6,7 @@ import json
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ptcli.errors import WorkError
 from ptcli.merge.base import INDEX
@@ -13,19 +14,27 @@ from ptcli.merge.model import Merged, MergePlan, Progress, Shard, Verification
 from ptcli.merge.publish import published, synced_meanwhile
 from ptcli.recipe.local_models import BadWeights
 
+if TYPE_CHECKING:
+    from ptcli.merge.verifier import Verifier
+
+
+_BEHIND = 5
+"""Niceness of what writes beside what verifies, whose imports take longer and cannot be shared out."""
+
 
 def run_merge(
     plan: MergePlan,
     out: Path,
     *,
     force: bool = False,
-    verify: bool = True,
+    verify: bool | Verifier = True,
     serve_check: bool = False,
     progress: Progress = lambda *_: None,
 ) -> Merged:
     """Write, verify and publish a merged model.
 
-    `force`: replace a model that is at `out`. `progress` is called from several threads, one at a time.
+    `force`: replace a model that is at `out`. `verify`: whether to, or the process that shall, which has begun already.
+    `progress` is called from several threads, one at a time.
 
     Raises:
         RequestError: `out` cannot be written; nothing was.
@@ -53,36 +62,40 @@ def run_merge(
     )
 
 
-def _stream(plan: MergePlan, folder: Path, progress: Progress, *, verify: bool) -> tuple[int, int, Verification | None]:
+def _stream(
+    plan: MergePlan, folder: Path, progress: Progress, *, verify: bool | Verifier
+) -> tuple[int, int, Verification | None]:
     """Write all there is; returns how many tensors were changed or added, how many are the base's, and what was found.
 
     What verifies it begins at once, and does what it can while the weights are written.
     """
     from ptcli.merge.serving import write_serving_files
     from ptcli.merge.stream import stream
-    from ptcli.merge.verifier import verifier
+    from ptcli.merge.verifier import begun_verifier
 
-    with verifier() if verify else nullcontext() as verifying:
+    with begun_verifier() if verify is True else nullcontext(verify or None) as verifying:
         try:
             write_serving_files(plan, folder)
         except BadWeights as error:
             raise WorkError(f"the base changed while it was read: a file {error}") from error
         if verifying:
             verifying.prepare(plan, folder)
-        stream(plan, folder, progress)
-        write_index(plan.shards, folder)
-        merged = sum(1 for each in plan.outputs if each.operations)
         with synced_meanwhile(folder):
+            stream(plan, folder, progress, niceness=_BEHIND if verifying else 0)
+            write_index(plan.shards, folder)
             found = verifying.finish(progress) if verifying else None
+    merged = sum(1 for each in plan.outputs if each.operations)
     return merged, sum(1 for _ in plan.outputs) - merged, found
 
 
 def _convert(
-    plan: MergePlan, folder: Path, progress: Progress, *, verify: bool
+    plan: MergePlan, folder: Path, progress: Progress, *, verify: bool | Verifier
 ) -> tuple[int, int, Verification | None]:
     """The same where the work is transformers' and PEFT's, in this process."""
     from ptcli.merge.serving import write_serving_files
 
+    if verify is not True and verify:
+        verify.end()  # it would import once more what is imported here
     merged, copied = _write(plan, folder, progress)
     write_serving_files(plan, folder)
     with synced_meanwhile(folder):

@@ -14,7 +14,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -52,19 +52,24 @@ class Stopped(Exception):
     """Another worker failed, or a person asked to stop."""
 
 
-def stream(plan: MergePlan, folder: Path, progress: Progress, torch: LibTorch | None = None) -> None:
-    """Write every shard of a plan into `folder`, down to the disk. Raises WorkError; the folder is then not whole."""
+def stream(
+    plan: MergePlan, folder: Path, progress: Progress, torch: LibTorch | None = None, *, niceness: int = 0
+) -> None:
+    """Write every shard of a plan into `folder`. Raises WorkError; the folder is then not whole.
+
+    `niceness`: how far other processes of ours come first.
+    """
     torch = torch or load()
     threads, done = torch.get_num_threads(), _Done(plan.nbytes, progress)
     torch.set_num_threads(1)
     try:
         check_finite(plan, torch)
-        _run(plan.shards, folder, done, torch)
+        _run(plan.shards, folder, done, torch, niceness)
     finally:
         torch.set_num_threads(threads)
 
 
-def _run(shards: tuple[Shard, ...], folder: Path, done: _Done, torch: LibTorch) -> None:
+def _run(shards: tuple[Shard, ...], folder: Path, done: _Done, torch: LibTorch, niceness: int) -> None:
     """A worker for each core, a file for each worker while there are as many: writes of two to one file wait for its
     lock in the kernel. One torch thread a worker: OpenMP's spin where there are more of them than cores."""
     cores = worker_count()
@@ -73,7 +78,7 @@ def _run(shards: tuple[Shard, ...], folder: Path, done: _Done, torch: LibTorch) 
     memory: SimpleQueue[_Memory] = SimpleQueue()
     for _ in range(min(cores, len(parts))):
         memory.put(_Memory(torch))
-    with ThreadPoolExecutor(memory.qsize(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(memory.qsize(), initializer=_begin_thread, initargs=(torch, niceness)) as pool:
         jobs = [pool.submit(_write_part, part, done, memory) for part in parts]
         try:
             finished, _ = wait(jobs, return_when=FIRST_EXCEPTION)
@@ -82,6 +87,13 @@ def _run(shards: tuple[Shard, ...], folder: Path, done: _Done, torch: LibTorch) 
     errors = [error for job in finished if (error := job.exception()) and not isinstance(error, Stopped)]
     if errors:
         raise errors[0]
+
+
+def _begin_thread(torch: LibTorch, niceness: int) -> None:
+    torch.set_num_threads(1)
+    if niceness:
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)  # of this thread, on Linux
 
 
 class _Done:
@@ -151,7 +163,6 @@ def _write_part(part: _Part, done: _Done, spare: SimpleQueue[_Memory]) -> None:
                 worker.write(output, place)
                 place += output.nbytes
             worker.flush()
-            os.fsync(out)
     finally:
         spare.put(memory)
 

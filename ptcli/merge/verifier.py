@@ -41,6 +41,11 @@ class Verifier:
             raise told
         return cast(Verification, told)
 
+    def end(self) -> None:
+        self._connection.close()
+        self._process.kill()
+        self._process.wait()
+
     def _last_words(self) -> str:
         code = self._process.wait()
         self._errors.seek(0)
@@ -49,7 +54,7 @@ class Verifier:
 
 
 @contextmanager
-def verifier() -> Iterator[Verifier]:
+def begun_verifier() -> Iterator[Verifier]:
     """A process that is ready to verify, or soon will be; it ends with the block."""
     mine, theirs = Pipe()
     with tempfile.TemporaryFile() as errors:
@@ -60,9 +65,8 @@ def verifier() -> Iterator[Verifier]:
             process_group=0,
         )  # fmt: skip
         theirs.close()
+        begun = Verifier(mine, process, errors)
         try:
-            yield Verifier(mine, process, errors)
+            yield begun
         finally:
-            mine.close()
-            process.kill()
-            process.wait()
+            begun.end()

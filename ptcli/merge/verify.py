@@ -199,7 +199,7 @@ def _layered(plan: MergePlan, folder: Path, merged: bool, progress: Progress) ->
         return _of_merged(folder, model)
     layered = Layered(plan.base, model, brought_by(plan.adapter))
     _tell(layered, progress, "computing with base and adapter, and with the merged model")
-    return layered.attach(_with_adapter(layered.model, plan))
+    return layered.attach(_with_adapter(layered.model, plan, lean=plan.mode == "stream"))
 
 
 def _outline(plan: MergePlan, folder: Path, merged: bool) -> Any:
@@ -267,8 +267,9 @@ def _head(plan: MergePlan) -> str | None:
     return _HEADS.get(str(plan.adapter_config.get("task_type")))
 
 
-def _with_adapter(model: Any, plan: MergePlan) -> Any:
-    return peft.PeftModel.from_pretrained(model, str(plan.adapter)).eval()
+def _with_adapter(model: Any, plan: MergePlan, *, lean: bool = False) -> Any:
+    """`lean`: without making the adapter's tensors twice. Not where PEFT makes them of the base's, as for PiSSA."""
+    return peft.PeftModel.from_pretrained(model, str(plan.adapter), low_cpu_mem_usage=lean).eval()
 
 
 def brought_by(adapter: Path) -> frozenset[str]:
