@@ -91,6 +91,19 @@ def test_an_adapter_with_its_reference_goes_on_exactly(tmp_path: Path) -> None:
     assert_goes_on(run, whole, SAVED)
 
 
+def test_guards_remember_what_they_saw(tmp_path: Path) -> None:
+    """Completions that are cut off in every step are told of once, and not once more after the run goes on."""
+    guard = {"clipped_completions": {"action": "warn", "threshold": 0.01, "patience": 2}}
+    training = GENERATES["training"] | {"max_completion_length": 2}  # type: ignore[operator]
+    made = stage(tmp_path, "grpo", **GENERATES | {"training": training, "guards": guard})
+    made.train("run")
+    seen = status(tmp_path / "run")["events"]
+    assert [(event["guard"], event["step"]) for event in seen] == [("clipped_completions", 2)]
+    made.train("run", "training.max_steps=9", "--resume")
+    assert status(tmp_path / "run")["step"] == 9
+    assert status(tmp_path / "run")["events"] == seen
+
+
 @pytest.mark.parametrize("adapter", [{}, {"peft": LORA}], ids=["full", "lora"])
 @pytest.mark.parametrize("name", ["ddp", "zero1", "zero2", "zero3", "fsdp2"])
 def test_several_processes_go_on(name: str, adapter: dict[str, Any], tmp_path: Path) -> None:
