@@ -155,14 +155,12 @@ def _refusals() -> Iterator[str]:
 
 
 def _reason(refusal: Refusal) -> str:
-    named = {"config": "the config", "splitter": "ZeRO-3 or FSDP", "method": "the method"}
+    splitter, method = "ZeRO-3 or FSDP", "the method"
     if "way to run" in refusal.message:
-        pairs = ((name, splitter) for name, row in METHODS.items() for splitter in row.fails_under)
-        return "; ".join(
-            refusal.message.format(config="the config", method=name, splitter={"fsdp": "FSDP", "zero3": "ZeRO-3"}[each])
-            for name, each in pairs
-        )
-    return refusal.message.format(**named)
+        failing = {name: row.fails_under for name, row in METHODS.items() if row.fails_under}
+        splitter = "of that kind"
+        method = " and ".join(f"{name} ({', '.join(ways)})" for name, ways in failing.items())
+    return refusal.message.format(config="the config", splitter=splitter, method=method)
 
 
 def _conditions() -> Iterator[str]:

@@ -78,6 +78,7 @@ BY_FSDP = ("fsdp2", "fsdp2_offload", "fsdp2_qlora", "hsdp")
         (BY_FSDP, "ppo", {}, "launch.accelerate: {name} is FSDP, and the trainer of ppo has no way"),
         (("zero3", *WHOLE), "ppo", {}, None),
         (("zero3", "zero3_offload"), "nash_md", {}, "launch.accelerate: {name} is ZeRO-3, and the trainer of nash_md"),
+        (BY_FSDP, "nash_md", {}, "launch.accelerate: {name} is FSDP, and the trainer of nash_md"),
         (WHOLE, "nash_md", {}, None),
         (("zero3",), "bco", {"training": {"precompute_ref_log_probs": True}}, "training.precompute_ref_log_probs"),
         (("zero2", "fsdp2"), "bco", {"training": {"precompute_ref_log_probs": True}}, None),
