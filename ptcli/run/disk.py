@@ -5,7 +5,7 @@ Bytes of a checkpoint, for W weights of which T are trained, in formats of w byt
                         weights            optimizer
     single, DDP         w W                2 w T: Adam's two moments have the parameters' format
     FSDP                w W + w W          2 w T; the weights are written a second time, to go on from
-    ZeRO                w W + w W          12 T: a float32 copy and two float32 moments; the weights a second time
+    ZeRO                w W (+ w W)        12 T: a float32 copy and two float32 moments; below ZeRO-3 the weights twice
     adapter             w T in the place of w W, twice as above
 
 Without the optimizer (`save_only_model`) the first w W is all. Tokenizer and configs are counted with 32 MiB.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +26,15 @@ from ptcli.plan.memory.trainer import count_weights
 from ptcli.plan.model import Plan
 from ptcli.recipe.model import Recipe
 from ptcli.run.checkpoints import Kind, list_checkpoints
-from ptcli.run.sameness import plan_kind
+from ptcli.run.sameness import plan_kind, zero_stage
 
 _BESIDES = 32 << 20
 """Tokenizer, configs, the trainer's state and random states."""
 _WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
-_MOMENTS = 2
-_ZERO_BYTES = 12
+_ADAM = re.compile(r"adamw?(_torch(_fused|_npu_fused)?|_apex_fused|_hf)?$")
+"""Names of `optim` with two moments for each weight. Of others nothing is counted: what is said is the least."""
+_FULL = 4
+"""Bytes of a weight, or of a moment, in DeepSpeed's optimizer."""
 _KEPT_AT_LEAST = 2
 """Checkpoints that there is to be room for where their number is not limited."""
 
@@ -45,16 +48,26 @@ class Sizes:
     """The model or adapter at the end."""
 
 
-def estimate(parameters: int, trained: int, *, adapter: bool, width: int, kind: Kind, save_only_model: bool) -> Sizes:
-    """What a checkpoint and the final model take. `width`: bytes of a weight."""
+def estimate(
+    parameters: int,
+    trained: int,
+    *,
+    adapter: bool,
+    width: int,
+    kind: Kind,
+    stage: int = 0,
+    save_only_model: bool = False,
+    moments: int = 2,
+) -> Sizes:
+    """What a checkpoint and the final model take at least. `width`: bytes of a weight; `stage` of ZeRO; `moments` of
+    the optimizer."""
     saved = width * (trained if adapter else parameters)
     final = saved + _BESIDES
     if save_only_model:
         return Sizes(final, final)
-    if kind == "deepspeed":
-        return Sizes(final + saved + _ZERO_BYTES * trained, final)
-    again = saved if kind == "fsdp" else 0
-    return Sizes(final + again + _MOMENTS * width * trained, final)
+    again = saved if kind == "fsdp" or (kind == "deepspeed" and stage < 3) else 0
+    optimizer = _FULL * (1 + moments) if kind == "deepspeed" else moments * width
+    return Sizes(final + again + optimizer * trained, final)
 
 
 @dataclass(frozen=True)
@@ -112,7 +125,9 @@ def sizes_of(plan: Plan) -> Sizes | None:
         adapter=recipe.trains_adapter,
         width=_WIDTHS.get(recipe.model.dtype or "", 4),
         kind=plan_kind(plan),
+        stage=zero_stage(plan),
         save_only_model=bool(argument(recipe, "save_only_model", False)),
+        moments=2 if _ADAM.match(str(argument(recipe, "optim", "adamw_torch"))) else 0,
     )
 
 

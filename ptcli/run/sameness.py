@@ -154,6 +154,12 @@ def plan_kind(plan: Plan) -> Kind:
     return _KINDS.get(str(_config(plan).get("distributed_type")), "plain")
 
 
+def zero_stage(plan: Plan) -> int:
+    """The stage that the launch config says; 3, of which least is written, where a file of DeepSpeed's says it."""
+    stage = (_config(plan).get("deepspeed_config") or {}).get("zero_stage")
+    return stage if isinstance(stage, int) else 3 if plan_kind(plan) == "deepspeed" else 0
+
+
 def _config(plan: Plan) -> Mapping[str, Any]:
     return yaml.safe_load(plan.files.get(ACCELERATE_FILE, "")) or {}
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ptcli.run.checkpoints import open_checkpoint, read_weights
+from ptcli.run.disk import estimate, measure
 from tests.resume_runs import (
     INT,
     ROOT,
@@ -204,6 +207,23 @@ def test_only_the_final_save_is_missing(tmp_path: Path) -> None:
     made.train("run", "--resume")
     assert (status(run)["state"], status(run)["step"]) == ("finished", STEPS)
     assert_identical(run, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["single", "zero2", "zero3", "fsdp2"])
+def test_a_checkpoint_takes_what_was_computed(name: str, tmp_path: Path) -> None:
+    strategy = STRATEGIES[name]
+    callbacks = [{"use": "tests.cpu_fsdp.shim:FsdpOnCpu"}] if strategy.sharded_by_fsdp else []
+    launch = {"device": "cpu", "processes": strategy.processes, "accelerate": name}
+    module = "tests.cpu_fsdp" if strategy.sharded_by_fsdp else "ptcli"
+    made = stage(
+        tmp_path, module=module, launch=launch, callbacks=callbacks, training={"max_steps": 1, "save_steps": 1}
+    )
+    made.train("run")
+    checkpoint = open_checkpoint(tmp_path / "run/checkpoint-1")
+    values = sum(prod(tensor.shape) for tensor in read_weights(checkpoint.path).values())
+    kind, stage_of = checkpoint.kind, {"zero2": 2, "zero3": 3}
+    computed = estimate(values, values, adapter=False, width=4, kind=kind, stage=stage_of.get(name, 0)).checkpoint
+    assert computed - (32 << 20) <= measure(checkpoint.path) <= computed
 
 
 def test_a_longer_run_goes_on_from_its_end(tmp_path: Path) -> None:

@@ -27,7 +27,10 @@ SIZES = Sizes(100, 10)
         ({"width": 4}, 4 + 8, 4),
         ({"width": 2}, 2 + 4, 2),
         ({"width": 4, "kind": "fsdp"}, 4 + 4 + 8, 4),
-        ({"width": 2, "kind": "deepspeed"}, 2 + 2 + 12, 2),
+        ({"width": 2, "kind": "deepspeed", "stage": 2}, 2 + 2 + 12, 2),
+        ({"width": 2, "kind": "deepspeed", "stage": 3}, 2 + 12, 2),
+        ({"width": 4, "moments": 0}, 4, 4),
+        ({"width": 2, "kind": "deepspeed", "moments": 0}, 2 + 2 + 4, 2),
         ({"width": 4, "save_only_model": True}, 4, 4),
         ({"width": 4, "kind": "deepspeed", "save_only_model": True}, 4, 4),
     ],
@@ -95,6 +98,14 @@ def test_room_before_the_start(plan: Plan) -> None:
     problems, (note,) = check_disk(plan, least)
     assert problems == ()
     assert "20 checkpoints" in note
+
+
+@pytest.mark.parametrize(("optim", "moments"), [("adamw_torch_fused", 2), ("adamw_8bit", 0), ("adafactor", 0)])
+def test_of_other_optimizers_nothing_is_counted(plan: Plan, optim: str, moments: int) -> None:
+    sizes = disk.sizes_of(replace(plan, recipe=make_recipe("sft", training={"optim": optim})))
+    assert sizes is not None
+    weights = sizes.final - BESIDES
+    assert sizes.checkpoint - sizes.final == moments * weights
 
 
 def test_a_model_of_unknown_size_is_not_judged(plan: Plan) -> None:
