@@ -178,14 +178,15 @@ def decide_widths(dtype: str, precision: str, kind: str, stage: int, *, quantize
     than the weights' type), `kind` accelerate's distributed_type, `stage` ZeRO's.
 
     torch computes in bf16 beside weights of their own type (autocast). DeepSpeed casts all weights, frozen ones too, to
-    bf16 or fp16 and keeps a float32 copy of the trained ones for the optimizer (ZeRO, section 3.1); in float32 stages 1
-    and 2 copy them all the same. accelerate makes the trained weights float32 for FSDP2. PEFT makes an adapter's
-    float32, and TRL bf16 where the base is quantised (QLoRA, section 3).
+    bf16 or fp16 and keeps a float32 copy of the trained ones for the optimizer (ZeRO, section 3.1); weights that are
+    float32 already it copies all the same (deepspeed 0.19.8; stage 3 means not to, but compares a device with a text).
+    accelerate makes the trained weights float32 for FSDP2. PEFT makes an adapter's float32, and TRL bf16 where the base
+    is quantised (QLoRA, section 3).
     """
     width = float(WIDTH.get(dtype, 2))
     mixed = precision != "no"
     if kind == "DEEPSPEED":
-        copied = _FULL if mixed or stage in (1, 2) or (stage == 3 and width < _FULL) else 0.0
+        copied = _FULL if mixed or stage else 0.0
         if mixed:
             return Widths(min(width, _HALF), _HALF, _HALF, copied, _FULL)
         adapter = width if stage == 3 and not quantized else _FULL

@@ -254,7 +254,7 @@ def test_what_is_offloaded_takes_nothing() -> None:
         (("bfloat16", "bf16", "FSDP", 0, False), Widths(2, 4, 4)),  # accelerate: float32
         (("float32", "bf16", "DEEPSPEED", 2, False), Widths(2, 2, 2, 4, 4)),
         (("float32", "no", "DEEPSPEED", 2, False), Widths(4, 4, 4, 4, 4)),
-        (("float32", "no", "DEEPSPEED", 3, False), Widths(4, 4, 4, 0, 4)),
+        (("float32", "no", "DEEPSPEED", 3, False), Widths(4, 4, 4, 4, 4)),
     ],
 )
 def test_widths(arguments: tuple[Any, ...], widths: Widths) -> None:
