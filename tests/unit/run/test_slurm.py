@@ -38,7 +38,9 @@ trap 'got=USR1' USR1
 trap 'got=TERM' TERM
 touch "$RUN/ready"
 while [ -z "$got" ] && [ "$state" = stopped ] || [ -n "$WAITS" ] && [ -z "$got" ]; do sleep 0.01; done
-echo "$got" > "$RUN/got"
+echo "$got" > "$RUN/got.part"
+mv "$RUN/got.part" "$RUN/got"
+while [ -e "$RUN/saving" ]; do sleep 0.01; done
 [ -z "$checkpoint" ] || mkdir "$RUN/checkpoint-$checkpoint"
 printf '{\n  "state": "%s",\n  "step": 1\n}' "$state" > "$RUN/status.json"
 exit "$code"
@@ -72,13 +74,15 @@ class Batch:
 
     def tell(self, *signals: signal.Signals) -> None:
         """What Slurm does with --signal=B: and scancel --batch: the shell alone is told."""
-        deadline = time.monotonic() + 20
-        while not (self.run / "ready").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        self.wait_for("ready")
         for each in signals:
             self.process.send_signal(each)
-            time.sleep(0.05)  # bash loses some of several signals that come within microseconds
+
+    def wait_for(self, name: str) -> None:
+        deadline = time.monotonic() + 20
+        while not (self.run / name).exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
     def end(self) -> tuple[int, str]:
         said, _ = self.process.communicate(timeout=30)
@@ -139,7 +143,11 @@ def test_a_slurm_that_does_not_queue_again(batch: Callable[..., Batch]) -> None:
 
 def test_warned_twice_is_queued_once(batch: Callable[..., Batch]) -> None:
     job = batch("143 stopped 7", requeue=True)
-    job.tell(signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM)
+    (job.run / "saving").touch()
+    job.tell(signal.SIGUSR1)
+    job.wait_for("got")  # bash loses some of several signals that come at once, which Slurm's do not
+    job.tell(signal.SIGUSR1)
+    (job.run / "saving").unlink()
     code, said = job.end()
     assert code == 143, said
     assert job.left("scontrol") == "requeue 77"
