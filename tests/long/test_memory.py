@@ -89,6 +89,8 @@ def assert_weighed(folder: Path, weighed: list[dict[str, Any]], processes: int) 
         ("single", 1, {"peft": LORA}),
         ("single", 1, {"peft": LORA, "model": {"dtype": "bfloat16"}}),
         ("single", 1, {"peft": LORA, "model": {"dtype": "bfloat16", "quantization": NF4}}),
+        ("zero1", 1, {"model": {"dtype": "bfloat16"}}),
+        ("zero3", 1, {"peft": LORA}),
         ("ddp", 2, {}),
         ("zero1", 2, {}),
         ("zero2", 2, {}),
