@@ -3,16 +3,21 @@
 transformers builds the model and runs it, PEFT may wrap it; only where the weights come from is different. Each module
 that owns weights is given them by a hook before its forward, through transformers' own renames and conversions from
 checkpoint names, and placeholders of NaN otherwise: whatever is used without having been given ends in NaN, and not in
-a number that looks right. Everything is computed in float32. Matrices stay mapped in the checkpoint's type and are
-multiplied by blocks of rows, so that what is held beside the pages of one tensor is a few megabytes.
+a number that looks right. Everything is computed in float32. Matrices stay mapped in the checkpoint's type, are
+multiplied by blocks of rows, and each block's pages are let go when it has been read, so that what is held of a matrix
+is a few megabytes. Only what has to be computed from the checkpoint's tensors first (experts of a layer put together)
+is held as a whole.
 """
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -29,6 +34,9 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from ptcli.recipe.local_models import read_header, weight_files
 
 NAN = float("nan")
+_MAPPED = "_lies_in_a_mapped_file"
+_MADVISE = ctypes.CDLL(None).madvise
+_MADVISE.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 BLOCK = 1 << 20
 """Elements of a matrix that are cast at once: 4 MB in float32, which stays in the processor's cache."""
 
@@ -50,10 +58,15 @@ class Source:
         """The parameters that it gives, by name; mapped from the files where nothing has to be computed."""
         transform = deepcopy(self.transform)
         files = {path: safe_open(path, framework="pt") for path in {path for _, _, path in self.tensors}}
+        mapped = set()
         for key, pattern, path in self.tensors:
-            transform.add_tensor(target, key, pattern, files[path].get_tensor(key))
-        found = transform.convert(target, model=model, config=model.config)
-        return {name: each[0] if isinstance(each, list) else each for name, each in found.items()}
+            tensor = files[path].get_tensor(key)
+            if maps(path):
+                mapped.add(_storage(tensor))
+            transform.add_tensor(target, key, pattern, tensor)
+        converted = transform.convert(target, model=model, config=model.config)
+        found = {name: each[0] if isinstance(each, list) else each for name, each in converted.items()}
+        return {name: parameter_of(each, mapped=_storage(each) in mapped) for name, each in found.items()}
 
 
 class Layered:
@@ -89,7 +102,9 @@ class Layered:
             names = {own: f"{path}.{own}".lstrip(".") for own, _ in module.named_parameters(recurse=False)}
             for own, name in names.items():
                 shape = getattr(module, own).shape
-                setattr(module, own, _placeholder(shape) if name not in brought else _parameter(torch.full(shape, NAN)))
+                setattr(
+                    module, own, _placeholder(shape) if name not in brought else parameter_of(torch.full(shape, NAN))
+                )
             mine = {own: name for own, name in names.items() if name not in brought}
             if mine:
                 yield module, mine
@@ -102,7 +117,7 @@ class Layered:
                 loaded |= self._load(target)
             tensor = loaded.get(target)
             if tensor is not None and tensor.shape == getattr(module, own).shape:
-                setattr(module, own, _parameter(_as_computed(module, tensor)))
+                setattr(module, own, _as_computed(module, tensor))
 
     def _target(self, name: str) -> str:
         return name if name in self._sources else self._tied.get(name, name)
@@ -139,11 +154,18 @@ def outline(model_class: Any, config: Any) -> Any:
 
 def _placeholder(shape: torch.Size) -> nn.Parameter:
     """NaN of that shape, which takes no memory and cannot be written to."""
-    return _parameter(torch.full((), NAN).expand(shape))
+    return parameter_of(torch.full((), NAN).expand(shape))
 
 
-def _parameter(tensor: Tensor) -> nn.Parameter:
-    return nn.Parameter(tensor, requires_grad=False)
+def parameter_of(tensor: Tensor, *, mapped: bool = False) -> nn.Parameter:
+    """`mapped`: the tensor lies in a file that is mapped for reading, so that its pages may go and come again."""
+    parameter = nn.Parameter(tensor, requires_grad=False)
+    setattr(parameter, _MAPPED, mapped)
+    return parameter
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 class Float32(TorchFunctionMode):
@@ -170,10 +192,13 @@ class Float32(TorchFunctionMode):
         if weight.dtype == input.dtype or inputs > BLOCK:
             return F.linear(input, weight.to(input.dtype), bias)
         flat, step = input.reshape(-1, inputs), BLOCK // inputs
+        mapped = getattr(weight, _MAPPED, False)
         result = flat.new_empty(outputs, flat.shape[0])
         for start in range(0, outputs, step):
             rows = weight[start : start + step]
             block = self._block[: rows.numel()].view(rows.shape).copy_(rows)
+            if mapped:
+                let_go(rows)
             torch.mm(block, flat.t(), out=result[start : start + step])
         summed = result.t() if bias is None else result.t() + bias
         return summed.reshape(*input.shape[:-1], outputs)
@@ -182,7 +207,29 @@ class Float32(TorchFunctionMode):
 def _as_computed(module: nn.Module, tensor: Tensor) -> Tensor:
     """Matrices and tables as they are, for `Float32` to deal with; anything else in float32."""
     stays = isinstance(module, nn.Linear | nn.Embedding) and tensor.ndim == 2
-    return tensor if stays or tensor.ndim == 3 or not tensor.is_floating_point() else tensor.float()
+    return tensor if stays or tensor.ndim == 3 or not tensor.is_floating_point() else parameter_of(tensor.float())
+
+
+@cache
+def maps(path: Path) -> bool:
+    """Whether safetensors maps a file, rather than reads it into memory that holds the only copy."""
+    with safe_open(path, framework="pt") as file:
+        tensor = file.get_tensor(next(iter(file.keys())))
+    wanted, name = tensor.data_ptr(), str(path.resolve())
+    with suppress(OSError, ValueError), open("/proc/self/maps", encoding="utf-8") as mappings:
+        for line in mappings:
+            start, end = (int(each, 16) for each in line.partition(" ")[0].split("-"))
+            if start <= wanted < end:
+                return name in line
+    return False
+
+
+def let_go(tensor: Tensor) -> None:
+    """Have the pages of a contiguous tensor leave this process' memory. It must lie in a file that is mapped and not
+    have been written to: who reads it again reads the file again."""
+    page = mmap.PAGESIZE
+    start = tensor.data_ptr() // page * page
+    _MADVISE(start, tensor.data_ptr() + tensor.nbytes - start, mmap.MADV_DONTNEED)  # what it returns changes nothing
 
 
 def _shows_numbers(module: nn.Module, output: Any) -> bool:

@@ -14,10 +14,12 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ptcli.errors import Interrupted, WorkError
 from ptcli.merge import verify
+from ptcli.merge.layered import Float32, maps, parameter_of
 from ptcli.merge.model import MergePlan, Verification
 from ptcli.merge.plan import plan_merge
 from ptcli.merge.run import run_merge
@@ -247,3 +249,30 @@ def test_tied_embeddings_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(verify, "_both_layered", fails)
     found = check(plan, out)
     assert (found.way, found.max_abs_diff is None) == ("as a whole", False)
+
+
+def test_a_matrix_that_was_multiplied_is_no_longer_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": torch.randn(4096, 2048, generator=torch.Generator().manual_seed(1)).bfloat16()}, path)
+    assert maps(path)
+    with safe_open(path, framework="pt") as file:
+        weight = file.get_tensor("weight")
+    expected = torch.nn.functional.linear(torch.ones(2, 2048), weight.float())
+    assert resident(path) >= weight.nbytes
+    with Float32():
+        found = torch.nn.functional.linear(torch.ones(2, 2048), parameter_of(weight, mapped=True))
+    assert resident(path) < weight.nbytes / 4
+    assert torch.allclose(found, expected, atol=1e-3)
+    assert weight.float().sum().isfinite(), "it can be read again"
+    assert resident(path) >= weight.nbytes
+
+
+def resident(path: Path) -> int:
+    """Bytes of a mapped file that are in this process' memory."""
+    counts, inside = [], False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.partition(" ")[0]:
+            inside = line.endswith(str(path.resolve()))
+        elif inside and line.startswith("Rss:"):
+            counts.append(int(line.split()[1]) << 10)
+    return sum(counts)
