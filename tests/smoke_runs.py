@@ -16,11 +16,11 @@ from ptcli.methods import METHODS, Head
 
 ROOT = Path(__file__).parents[1]
 
-USUAL = ("sft", "dpo", "kto", "xpo", "ppo", "reward", "prm", "gkd", "grpo")
+USUAL = ("dpo", "kto", "xpo", "ppo", "reward", "prm", "gkd", "grpo")
 """Methods that `make test` trains: one of each kind of data, of each head, of each further model, with and without a
 server."""
-FURTHER = ("cpo", "orpo", "bco", "nash_md", "rloo", "online_dpo", "minillm", "distillation")
-"""Those that `make test-long` trains."""
+FURTHER = ("sft", "cpo", "orpo", "bco", "nash_md", "rloo", "online_dpo", "minillm", "distillation")
+"""Those that `make test-long` trains; sft also trains in tests/integration/test_strategies.py."""
 
 FILES = ("recipe.resolved.yaml", "plan.json", "launch.sh", "stack.json", "logs/trainer.log", "config.json")
 
