@@ -268,9 +268,7 @@ def connect(port: int) -> socket.socket:
             time.sleep(0.01)
 
 
-def test_a_name_that_others_know_is_opened_to_them_in_both_families(
-    port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_name_that_others_know_is_opened_to_them_in_both_families(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendezvous, "resolve", lambda host: ["::1", "127.0.0.1"])
     if not socket.has_dualstack_ipv6():
         pytest.skip("this kernel has no IPv6")
