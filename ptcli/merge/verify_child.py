@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
 from ptcli.errors import WorkError
-from ptcli.merge.lean import imported_quickly, skip_bitsandbytes, skip_triton
+from ptcli.merge.lean import imported_quickly, skip_bitsandbytes, skip_compiler, skip_distributed, skip_triton
 
 
 def main(argv: Sequence[str]) -> int:
     """Is told the plan and the folder, later that the folder is written; tells how far it is, and what it found."""
     connection = Connection(int(argv[0]))
-    skip_bitsandbytes()
-    skip_triton()
-    with imported_quickly():
-        from ptcli.merge.verify import verify_merge
+    import_libraries()
+    from ptcli.merge.verify import verify_merge
+
     plan, folder = connection.recv()
     try:
         found = verify_merge(plan, folder, progress=lambda *told: connection.send(told), written=connection.recv)
@@ -25,6 +24,16 @@ def main(argv: Sequence[str]) -> int:
     else:
         connection.send(found)
     return 0
+
+
+def import_libraries() -> None:
+    """What verification needs of torch, transformers and PEFT."""
+    skip_bitsandbytes()
+    skip_triton()
+    with imported_quickly():
+        skip_distributed()
+        skip_compiler()
+        import ptcli.merge.verify  # noqa: F401
 
 
 if __name__ == "__main__":

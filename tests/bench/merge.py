@@ -48,13 +48,7 @@ import sys, torch, transformers, peft
 model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="auto")
 peft.PeftModel.from_pretrained(model, sys.argv[2]).merge_and_unload().save_pretrained(sys.argv[3])
 """
-LIBRARIES = """
-from ptcli.merge.lean import imported_quickly, skip_bitsandbytes, skip_triton
-skip_bitsandbytes()
-skip_triton()
-with imported_quickly():
-    import ptcli.merge.verify
-"""
+LIBRARIES = "from ptcli.merge.verify_child import import_libraries; import_libraries()"
 """What the process that verifies imports."""
 
 
@@ -230,7 +224,7 @@ class Line:
     def __str__(self) -> str:
         word = "at least" if self.at_least else "at most"
         figure = f"{self.value:.2f}{self.unit}"
-        return f"{self.name:52} {figure:>12}  ({word} {self.limit:g}{self.unit})  {'ok' if self.kept else 'BROKEN'}"
+        return f"{self.name:60} {figure:>12}  ({word} {self.limit:g}{self.unit})  {'ok' if self.kept else 'BROKEN'}"
 
 
 def compare(place: Path, gigabytes: float, rounds: int) -> Iterator[Line]:
@@ -252,7 +246,7 @@ def compare(place: Path, gigabytes: float, rounds: int) -> Iterator[Line]:
     # The process that verifies takes its libraries, of whatever model, and the rest for this one: the limit is on that.
     libraries = measure([sys.executable, "-c", LIBRARIES]).peak
     whole = max(verified.peak for *_, verified, _ in done)
-    yield Line("verification's memory of the model / largest tensor", (whole - peak - libraries) / LARGEST, 2)
+    yield Line("verification's memory beyond its libraries / largest tensor", (whole - peak - libraries) / LARGEST, 2)
     print(
         f"  peaks: merge {peak / MIB:.0f} MiB, verified {whole / MIB:.0f} MiB (both processes, of which the libraries "
         f"of the second {libraries / MIB:.0f} MiB), PEFT {max(each.peak for *_, each in done) / MIB:.0f} MiB",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from threading import Barrier, Thread
@@ -276,3 +278,20 @@ def resident(path: Path) -> int:
         elif inside and line.startswith("Rss:"):
             counts.append(int(line.split()[1]) << 10)
     return sum(counts)
+
+
+LEAN = """
+import sys
+from ptcli.merge.verify_child import import_libraries
+import_libraries()
+assert "torch._dynamo.utils" not in sys.modules and "torch.distributed.tensor" not in sys.modules
+import torch
+from transformers import masking_utils
+assert type(masking_utils.TransformGetItemToIndex()).__name__ == "TransformGetItemToIndex"
+assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(2)).tolist() == [2, 2]
+assert torch._dynamo.__file__
+"""
+
+
+def test_the_process_that_verifies_does_without_the_compiler_until_it_is_asked_for() -> None:
+    subprocess.run([sys.executable, "-c", LEAN], check=True)
