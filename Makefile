@@ -27,7 +27,8 @@ demo: install  ## GRPO with a real vLLM server on this CPU, weights synced after
 
 test: check  ## everything that proves the project, in under 25 minutes on 2 cores
 	$(BIN)/pytest tests/unit -q -n 2
-	$(BIN)/pytest tests/integration -q
+	$(BIN)/pytest tests/integration/data tests/integration/merge -q -n 2 --dist loadfile
+	$(BIN)/pytest tests/integration -q --ignore tests/integration/data --ignore tests/integration/merge
 
 test-unit: install  ## the tests that need no torch: about a minute
 	$(BIN)/pytest tests/unit -q -n 2
