@@ -306,12 +306,17 @@ def _joined(letters: Bytes, starts: Ints, ends: Ints, firsts: Ints, plain: bool)
     """Parts of some bytes, which are in order, behind each other; pieces begin with the parts of these numbers."""
     offsets = np.empty(2 * len(starts), np.int32)
     offsets[0::2], offsets[1::2] = starts, ends
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(letters)]
-    every = pa.Array.from_buffers(pa.binary(), len(offsets) - 1, buffers)  # the parts, and what is between them
-    _, begins, data = pc.take(every, pa.array(np.arange(0, len(offsets), 2))).buffers()
+    # The parts, and what is between them. Not by `pa.array`, which imports pandas where there is one.
+    every = _as_arrow(pa.binary(), len(offsets) - 1, offsets, letters)
+    parts = _as_arrow(pa.int32(), len(starts), np.arange(0, len(offsets), 2, np.int32))
+    _, begins, data = pc.take(every, parts).buffers()
     begin = np.frombuffer(begins, np.int32).astype(np.int64)
     bounds = np.append(begin[firsts], begin[len(starts)])
     return Pieces(data.to_pybytes() if data is not None else b"", bounds[:-1], bounds[1:], plain)
+
+
+def _as_arrow(kind: Any, count: int, *buffers: NDArray[Any]) -> Any:
+    return pa.Array.from_buffers(kind, count, [None, *map(pa.py_buffer, buffers)])
 
 
 # --- columns -----------------------------------------------------------------------------------------------------
