@@ -150,7 +150,7 @@ def _check_torch_file(file: Path) -> None:
     try:
         with zipfile.ZipFile(file) as content:
             complete = bool(content.namelist())
-    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):  # the last: damage that reads as another zip format
         complete = False
     if not complete:
         raise Torn(f"{file.name} is cut off")
