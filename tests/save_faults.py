@@ -15,14 +15,21 @@ from transformers import TrainerCallback
 
 
 class NoRoom(TrainerCallback):
-    """From a step on, the disk says that it is full."""
+    """From a step on, or without one from the end of the training, the disk says that it is full."""
 
-    def __init__(self, step: int):
+    def __init__(self, step: int | None = None):
         self._step = step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self._step:
-            shutil.disk_usage = lambda path: namedtuple("Usage", "total used free")(10**9, 10**9 - 1000, 1000)
+            self._fill()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._step is None:
+            self._fill()
+
+    def _fill(self) -> None:
+        shutil.disk_usage = lambda path: namedtuple("Usage", "total used free")(10**9, 10**9 - 1000, 1000)
 
 
 class EmptyAdapter(TrainerCallback):

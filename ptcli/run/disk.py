@@ -150,17 +150,28 @@ class Room:
 
     def check(self, checkpoint: Path) -> None:
         """Raise WorkError where there is no room for the checkpoint that is about to be written."""
-        free = free_bytes(checkpoint)
-        if free < self._needed:
-            message = (
-                f"no room for {checkpoint.name}: it takes {spell(self._needed)}, and {checkpoint.parent} has "
-                f"{spell(free)}; earlier checkpoints are kept: free some room, and go on with --resume"
-            )
-            raise WorkError(message)
+        kept = "earlier checkpoints are kept: free some room, and go on with --resume"
+        _require(checkpoint.name, self._needed, checkpoint.parent, free_bytes(checkpoint), kept)
 
     def learn(self, taken: int) -> None:
         """What a checkpoint really took."""
         self._needed = taken
+
+
+def check_final(run: Path, needed: int) -> None:
+    """The look before the last save: raise WorkError where the run directory has no room for a model of `needed` bytes.
+
+    It takes the place of a model that is there already.
+    """
+    free = free_bytes(run) + sum(file.stat().st_size for file in run.glob("*model*.safetensors"))
+    kept = "the checkpoints are kept: free some room, and go on with --resume"
+    lost = "no checkpoint is there to go on from: free some room, and train again"
+    _require("the final model", needed, run, free, kept if list_checkpoints(run) else lost)
+
+
+def _require(what: str, needed: int, run: Path, free: int, way_on: str) -> None:
+    if free < needed:
+        raise WorkError(f"no room for {what}: it takes {spell(needed)}, and {run} has {spell(free)}; {way_on}")
 
 
 def measure(folder: Path) -> int:

@@ -10,14 +10,17 @@ import torch
 from ptcli.errors import WorkError
 from ptcli.run.checkpoints import Expected
 from ptcli.train.plain_lora import save_plain
-from ptcli.train.saving import look_at_final
+from ptcli.train.saving import look_at_final, look_for_room
 
 
 def save_final(trainer: Any, output_dir: str, expected: Expected) -> None:
     """Save the trained model or adapter, its tokenizer and generation config at the top of the run directory.
 
-    Called on every rank: under ZeRO-3 and FSDP the weights are gathered by the trainer's own `save_model`.
+    Called on every rank: under ZeRO-3 and FSDP the weights are gathered by the trainer's own `save_model`. Raises
+    WorkError on rank 0: where there is no room, before anything is written, or where the weights are not whole.
     """
+    if trainer.accelerator.is_main_process:
+        look_for_room(trainer, Path(output_dir))
     if trainer.is_fsdp_enabled:
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     _give_back_the_end(trainer)

@@ -18,7 +18,7 @@ from torch import nn
 
 from ptcli.errors import WorkError
 from ptcli.run.checkpoints import Expected, Torn, check_weights, open_checkpoint
-from ptcli.run.disk import Room, measure
+from ptcli.run.disk import Room, check_final, measure
 from ptcli.train.guards.movement import local_part
 from ptcli.train.progress import Heartbeat
 
@@ -49,6 +49,12 @@ def watch_saves(trainer: Any, expected: Expected, heartbeat: Heartbeat | None) -
         rotate()
 
     trainer._save_checkpoint = save_and_look
+
+
+def look_for_room(trainer: Any, folder: Path) -> None:
+    """Look whether the weights that a run leaves have room, as they are in memory now. Raises WorkError."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    check_final(folder, sum(size for _, size in _saved_sizes(getattr(model, "policy", model))))
 
 
 def look_at_final(trainer: Any, folder: Path, expected: Expected) -> None:
@@ -88,12 +94,18 @@ def count(parameter: torch.Tensor) -> int:
 
 def _least_bytes(trainer: Any) -> int:
     """What a checkpoint takes at least: the weights that are saved, and two moments of those that are trained."""
-    model = getattr(trainer.model, "policy", trainer.model)
+    sizes = list(_saved_sizes(getattr(trainer.model, "policy", trainer.model)))
+    optimizer = str(trainer.args.optim)
+    moments = 0 if trainer.args.save_only_model or "adam" not in optimizer or "bit" in optimizer else 2
+    return sum(size + moments * size * trained for trained, size in sizes)
+
+
+def _saved_sizes(model: nn.Module) -> Iterator[tuple[bool, int]]:
+    """Of each weight that is saved: whether it is trained, and its bytes. Of an adapter's model only that."""
     adapter = isinstance(model, PeftModel)
-    sizes = [(each.requires_grad, count(each) * each.element_size()) for each in model.parameters()]
-    moments = 0 if trainer.args.save_only_model or "adam" not in str(trainer.args.optim) else 2
-    saved = sum(size for trained, size in sizes if trained or not adapter)
-    return saved + sum(moments * size for trained, size in sizes if trained and "bit" not in str(trainer.args.optim))
+    for each in model.parameters():
+        if each.requires_grad or not adapter:
+            yield each.requires_grad, count(each) * each.element_size()
 
 
 def _look(trainer: Any, checkpoint: Path, expected: Expected) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -217,6 +218,19 @@ def test_a_run_goes_on_from_a_checkpoint(tmp_path):
     assert [row["step"] for row in second] == [1, 2, 3, 4]
     assert second[:2] == first[:2]
     assert second[3]["loss"] == pytest.approx(first[3]["loss"], rel=1e-3)
+
+
+def test_a_run_without_room_for_its_model_ends_before_it_writes_and_goes_on_later(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", shutil.disk_usage)  # what the callback puts there goes with the test
+    full = [{"use": "tests.save_faults:NoRoom"}]
+    with pytest.raises(
+        WorkError, match=r"no room for the final model: it takes .*; the checkpoints are kept: .*--resume"
+    ):
+        train("sft", tmp_path, callbacks=full)
+    assert not list(tmp_path.glob("*model*"))
+    monkeypatch.undo()
+    train("sft", tmp_path, resume_from=tmp_path / "checkpoint-3")
+    assert differs_from_the_start(tmp_path)
 
 
 def test_a_template_and_tokens_of_the_recipe_are_saved_with_the_model(tmp_path):

@@ -13,7 +13,7 @@ from ptcli.errors import WorkError
 from ptcli.plan.build import build_plan
 from ptcli.plan.model import Machine, Plan
 from ptcli.run import disk
-from ptcli.run.disk import Need, Room, Sizes, check_disk, count_saves, estimate, need, spell
+from ptcli.run.disk import Need, Room, Sizes, check_disk, check_final, count_saves, estimate, need, spell
 from tests.unit.plan.conftest import make_recipe
 
 MIB = 1 << 20
@@ -121,6 +121,26 @@ def test_room_before_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     room.learn(6_000_000)
     with pytest.raises(WorkError, match=r"no room for checkpoint-10: it takes 6\.0 MB, .* has 5\.0 MB; earlier"):
         room.check(tmp_path / "checkpoint-10")
+
+
+def test_room_before_the_last_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(5_000_000))
+    check_final(tmp_path, 5_000_000)
+    takes = r"no room for the final model: it takes 6\.0 MB, and .* has 5\.0 MB; "
+    with pytest.raises(WorkError, match=f"{takes}no checkpoint is there .* train again"):
+        check_final(tmp_path, 6_000_000)
+    (tmp_path / "checkpoint-5").mkdir()
+    with pytest.raises(WorkError, match=f"{takes}the checkpoints are kept: .* go on with --resume"):
+        check_final(tmp_path, 6_000_000)
+
+
+def test_a_final_model_takes_the_place_of_an_earlier_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(1_000_000))
+    for name in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "optimizer.pt"):
+        (tmp_path / name).write_bytes(bytes(2_000_000))
+    check_final(tmp_path, 5_000_000)
+    with pytest.raises(WorkError, match=r"it takes 5\.5 MB"):
+        check_final(tmp_path, 5_500_000)
 
 
 @pytest.mark.parametrize(
