@@ -336,6 +336,17 @@ class StaleWeightsGuard(Guard):
     """Fires at this many bad logged steps in a row."""
 
 
+class ResumedLossGuard(Guard):
+    """The first loss after `--resume`, for online methods the first reward, is worse than the last one before the
+    checkpoint, and by more than chance explains."""
+
+    action: Action = "warn"
+    """`off`, `warn` or `stop`."""
+    threshold: Annotated[float, Field(gt=0)] = 0.2
+    """Bad is a change for the worse by more than this part of the last loss, and by more than twice the largest change
+    between the last 20 logged steps."""
+
+
 NO_PROGRESS_SECONDS = 600.0
 """Seconds without a finished step that are always allowed, where a recipe says nothing."""
 
@@ -365,6 +376,9 @@ class GuardsSpec(Section):
     stale_weights: Action | StaleWeightsGuard = "warn"
     """Rollouts of vLLM from weights that are not the trainer's. Default: `{action: warn, threshold: 0.1,
     patience: 3}`."""
+    resumed_loss: Action | ResumedLossGuard = "warn"
+    """The first loss, or reward, after `--resume` against the last one before. Default: `{action: warn,
+    threshold: 0.2}`."""
 
     def guard(self, name: str) -> Any:
         """The guard of that name with all its fields, also where the recipe only says what it does."""

@@ -52,6 +52,14 @@ class Overflow(TrainerCallback):
     def on_optimizer_step(self, args, state, control, **kwargs):
         self.steps.write_text(str(state.global_step + 1))
 
+class Forget(TrainerCallback):
+    "What a run that goes on has loaded is lost again."
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        if state.global_step:
+            with torch.no_grad():
+                for each in model.parameters():
+                    each.normal_()
+
 class Estrange(TrainerCallback):
     "The optimizer has other weights than the model, as when a model is wrapped or moved after it was made."
     def on_train_begin(self, args, state, control, optimizer=None, **kwargs):
@@ -71,8 +79,9 @@ def lab(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def train(lab: Path, method: str, **sections: Any) -> Any:
-    return worker.train(Recipe.model_validate(describe(method, lab / "run", **sections)))
+def train(lab: Path, method: str, *, resume_from: Path | None = None, **sections: Any) -> Any:
+    recipe = Recipe.model_validate(describe(method, lab / "run", **sections))
+    return worker.train(recipe, resume_from=str(resume_from) if resume_from else None)
 
 
 def reward(lab: Path, name: str) -> list[dict[str, str]]:
@@ -83,11 +92,11 @@ def callback(lab: Path, name: str, **arguments: Any) -> list[dict[str, Any]]:
     return [{"use": f"{lab}/callbacks.py:{name}", "args": arguments}]
 
 
-def only_event(lab: Path, guard: str, action: str) -> dict[str, Any]:
-    """The one event of a run, as it stands in heartbeat and metrics."""
+def only_event(lab: Path, guard: str, action: str, within: int = 3) -> dict[str, Any]:
+    """The one event of a run, as it stands in heartbeat and metrics; `within`: steps."""
     (event,) = read_heartbeat(lab / "run")["events"]
     assert (event["guard"], event["action"]) == (guard, action)
-    assert event["step"] <= 3
+    assert event["step"] <= within
     assert "Usual causes: " in event["message"]
     assert "What helps: " in event["message"]
     (line,) = [row for row in read_metrics(lab / "run") if "guards" in row]
@@ -209,6 +218,23 @@ def test_an_adapter_that_waits_for_its_learning_rate_is_no_event(lab: Path) -> N
     rates = [row["learning_rate"] for row in read_metrics(lab / "run")]
     assert rates[0] == 0.0
     assert rates[1] > 0
+
+
+def test_a_run_that_goes_on_elsewhere_than_it_was(lab: Path) -> None:
+    """The checkpoint says what the loss was, also to a run in another directory."""
+    training = {"max_steps": 11, "save_steps": 10, "learning_rate": 1e-4}
+    train(lab, "sft", training=training)
+    before = read_metrics(lab / "run")
+    assert "events" not in read_heartbeat(lab / "run")
+    (lab / "run").rename(lab / "earlier")
+    checkpoint, forget = lab / "earlier" / "checkpoint-10", callback(lab, "Forget")
+    train(lab, "sft", training=training, resume_from=checkpoint, callbacks=forget)
+    event = only_event(lab, "resumed_loss", "warn", within=11)
+    (row,) = read_metrics(lab / "run")
+    assert event["value"] == row["loss"] > 1.2 * before[9]["loss"]
+    assert (
+        f"from step 10 is {row['loss']:.4g}, and the last one before was {before[9]['loss']:.4g};" in event["message"]
+    )
 
 
 def test_a_stop_through_the_command_line(lab: Path, root: Path, ptcli_process: Callable) -> None:

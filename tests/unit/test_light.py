@@ -40,6 +40,7 @@ LIGHT_IN_HEAVY_ROOM = {
     "ptcli.train.guards",
     "ptcli.train.guards.decisions",
     "ptcli.train.guards.measures",
+    "ptcli.train.guards.resumed",
     "ptcli.train.reward_child",
     "ptcli.train.reward_loading",
 }  # fmt: skip

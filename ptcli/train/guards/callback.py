@@ -22,6 +22,7 @@ from ptcli.train.completions import Recorder
 from ptcli.train.guards import measures
 from ptcli.train.guards.decisions import AdapterMoves, Facts, Finding, NonFinite, logged_decisions
 from ptcli.train.guards.movement import are_finite, fingerprints, sample_trained
+from ptcli.train.guards.resumed import ResumedLoss
 from ptcli.train.progress import Heartbeat, Metrics, read_rows
 
 _LIMIT_KEYS = ("max_completion_length", "max_new_tokens", "response_length")
@@ -79,6 +80,7 @@ class GuardCallback(TrainerCallback):
         losses, moves = spec.guard("non_finite"), spec.guard("adapter_moves")
         self._non_finite = NonFinite(losses, facts) if losses.action != "off" else None
         self._moves = AdapterMoves(moves) if moves.action != "off" else None
+        self._resumed: ResumedLoss | None = None
         self._sample: dict[str, torch.Tensor] = {}
         self._before: dict[str, int] = {}
         self._norm: float | None = None
@@ -114,6 +116,7 @@ class GuardCallback(TrainerCallback):
             self._before = fingerprints(self._sample)
         if self._reporter and state.global_step:
             self._look_back(Path(args.output_dir), state.global_step)
+            self._await_resumed(state)
 
     def _look_back(self, output_dir: Path, step: int) -> None:
         """Judge what the run logged before it went on, so that counts and what is compared with the start survive."""
@@ -123,6 +126,11 @@ class GuardCallback(TrainerCallback):
                 decision.judge(row)
         if self._reporter:
             self._reporter.remember(rows)
+
+    def _await_resumed(self, state: TrainerState) -> None:
+        guard, online = self._recipe.guards.guard("resumed_loss"), METHODS[self._recipe.method].online
+        if guard.action != "off":
+            self._resumed = ResumedLoss(guard, state.log_history, state.global_step, online=online)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **about: Any
@@ -162,6 +170,8 @@ class GuardCallback(TrainerCallback):
             self._rate = measures.number(logs, "lr")
         if self._non_finite and self._reporter:
             self._report("non_finite", self._non_finite.judge(logs or {}), state.global_step)
+        if self._resumed:
+            self._report("resumed_loss", self._resumed.judge(logs or {}, state.global_step), state.global_step)
         complete = self._with_variance(logs or {})
         for name, decision in self._logged.items() if self._reporter else ():
             self._report(name, decision.judge(complete), state.global_step)

@@ -117,7 +117,7 @@ class NonFinite:
         if not self._reward.count(reward is not None and not math.isfinite(reward)):
             return None
         causes = "a reward that divides by zero or takes the logarithm of zero, or a reward model that overflows"
-        return Finding(None, _text(f"the mean reward is {reward}", causes, "return None where there is no reward"))
+        return Finding(None, explain(f"the mean reward is {reward}", causes, "return None where there is no reward"))
 
 
 def _lost(seen: str) -> Finding:
@@ -128,7 +128,7 @@ def _lost(seen: str) -> Finding:
         "lower training.learning_rate or training.max_grad_norm, look at the rewards and rows of this step, use "
         "training.bf16 or float32 instead of fp16; earlier checkpoints are not affected"
     )
-    return Finding(None, _text(seen, causes, change))
+    return Finding(None, explain(seen, causes, change))
 
 
 class RewardVariance:
@@ -156,7 +156,7 @@ class RewardVariance:
             f"{share:.0%} of the groups have no variance in their rewards (more than {self._guard.threshold:.0%} in "
             f"{self._streak.length} logged steps in a row): nothing is learned from them"
         )
-        return Finding(share, _text(seen, *self._explain(logs)), only_warns=solved)
+        return Finding(share, explain(seen, *self._explain(logs)), only_warns=solved)
 
     def _explain(self, logs: Logs) -> tuple[str, str]:
         clipped, reward = measures.clipped_share(logs), measures.number(logs, "reward")
@@ -187,7 +187,7 @@ class ClippedCompletions:
         )
         causes = "the limit is too low for the task, or the model never writes the token that should end its turn"
         change = f"raise {self._facts.limit_key}; if completions go on after their end, set model.eos_token"
-        return Finding(share, _text(seen, causes, change))
+        return Finding(share, explain(seen, causes, change))
 
 
 class Entropy:
@@ -214,7 +214,7 @@ class Entropy:
             f"the entropy is {value:.3g}, {'more' if high else 'less'} than {limit} the {first:.3g} of the first "
             f"{len(self._first)} logged steps"
         )
-        return Finding(value, _text(seen, *(_BLOW_UP if high else _COLLAPSE)))
+        return Finding(value, explain(seen, *(_BLOW_UP if high else _COLLAPSE)))
 
 
 _BLOW_UP = (
@@ -245,7 +245,7 @@ class KL:
             "lower training.learning_rate, raise the penalty (training.beta, for ppo training.kl_coef), look at "
             "completions.jsonl; without a penalty by intention, guards.kl: off"
         )
-        return Finding(value, _text(seen, causes, change))
+        return Finding(value, explain(seen, causes, change))
 
 
 class StaleWeights:
@@ -268,7 +268,7 @@ class StaleWeights:
         seen = f"trainer and vLLM differ by {value:.3g} in the log-probabilities of tokens, more than {limit:.3g}"
         causes = "vLLM generates with older weights (sleep mode, FSDP), or computes in another type than the trainer"
         change = "turn off training.vllm_enable_sleep_mode, give rollouts.dtype the trainer's type, compare with zero2"
-        return Finding(value, _text(seen, causes, change))
+        return Finding(value, explain(seen, causes, change))
 
 
 class AdapterMoves:
@@ -300,7 +300,7 @@ class AdapterMoves:
             "set training.gradient_checkpointing_kwargs: {use_reentrant: false}, model.dtype: float32, or a higher "
             "training.learning_rate"
         )
-        return Finding(moved, _text(seen, causes, change))
+        return Finding(moved, explain(seen, causes, change))
 
 
 def logged_decisions(spec: GuardsSpec, facts: Facts, names: Mapping[str, bool]) -> Iterator[tuple[str, Decision]]:
@@ -320,5 +320,6 @@ _LOGGED = {
 }
 
 
-def _text(seen: str, causes: str, change: str) -> str:
+def explain(seen: str, causes: str, change: str) -> str:
+    """The message of a finding."""
     return f"{seen}. Usual causes: {causes}. What helps: {change}"

@@ -30,7 +30,8 @@ _CLIPPED: tuple[tuple[str, _Reading], ...] = (
     ("val/num_eos_tokens", lambda count: 0.0 if count else 1.0),
 )
 _ENTROPY = ("policy/entropy_avg", "entropy", "objective/entropy")
-_REWARD = ("reward", "objective/scores")
+REWARD = ("reward", "objective/scores")
+"""Mean reward of a completion."""
 _KL_OF_TOKENS = ("kl",)
 _KL_OF_COMPLETIONS = ("objective/kl", "loss/kl")
 
@@ -46,7 +47,7 @@ def number(logs: Logs, name: str) -> float | None:
 
 def mean_reward(logs: Logs) -> float | None:
     """Mean reward of a completion, also one that is not finite; None where there is none."""
-    return next((float(logs[name]) for name in _REWARD if isinstance(logs.get(name), int | float)), None)
+    return next((float(logs[name]) for name in REWARD if isinstance(logs.get(name), int | float)), None)
 
 
 def share_without_variance(groups: Sequence[Sequence[float | None]]) -> float | None:

@@ -11,6 +11,7 @@ from ptcli.events import Event
 from ptcli.recipe.model import GuardsSpec
 from ptcli.train.guards.decisions import AdapterMoves, Facts, Finding, NonFinite, Streak, logged_decisions
 from ptcli.train.guards.measures import clipped_share, entropy, kl_of_a_token, share_without_variance
+from ptcli.train.guards.resumed import ResumedLoss
 
 FACTS = Facts(limit_key="training.max_completion_length", longest=64, groups=16)
 
@@ -218,6 +219,75 @@ def test_most_must_move_where_the_recipe_says_so() -> None:
     assert "1 of 2 trainable tensors" in finding.message
 
 
+def go_on(
+    before: list[float], *after: float, name: str = "loss", online: bool = False, each: int = 1, first: int = 0
+) -> list[tuple[int, str]]:
+    """What is found in a run that logged a figure every `each` steps, and goes on from the last of them; the first step
+    that it logs then is `first` steps later."""
+    history = [{"step": number * each, name: value, "epoch": 0.1} for number, value in enumerate(before, 1)]
+    step = len(before) * each
+    guard = GuardsSpec().guard("resumed_loss")
+    resumed = ResumedLoss(guard, [*history, {"step": step, "eval_loss": 9.0}], step, online=online)
+    steps = [step + (first or each) + number * each for number in range(len(after))]
+    judged = ((at, resumed.judge({"epoch": 0.2, name: value}, at)) for at, value in zip(steps, after, strict=True))
+    return [(at, finding.message) for at, finding in judged if finding]
+
+
+FALLING = [3.0 - 0.1 * number for number in range(20)]
+NOISY = [1.0, 1.3, 0.8, 1.2, 0.9, 1.4, 0.7, 1.1, 1.3, 0.8, 1.2, 1.0]
+
+
+def test_a_loss_that_goes_on_is_no_news() -> None:
+    assert go_on(FALLING, 1.0, 3.0) == []  # only the first one is judged
+    assert go_on(FALLING, 1.25) == []
+    assert go_on(FALLING, 0.1) == []  # an epoch begins, say
+
+
+def test_a_loss_as_at_the_start_is_told_of() -> None:
+    ((step, message),) = go_on(FALLING, 3.0, 3.0)
+    assert step == 21
+    assert message.startswith(
+        "the first loss after going on from step 20 is 3, and the last one before was 1.1; from one logged step to the "
+        "next it changed by 0.1 at most. Usual causes: weights that were not loaded"
+    )
+    assert "What helps: " in message
+
+
+def test_the_last_losses_say_what_is_noise() -> None:
+    assert go_on(NOISY, 2.3) == []
+    assert go_on(NOISY, 2.5) != []
+    assert go_on([10 * value for value in FALLING[:5]] + NOISY + NOISY, 2.5) != [], "what was long ago says nothing"
+
+
+def test_the_mean_of_few_steps_varies_more() -> None:
+    """Logged every tenth step, and the checkpoint lies so that the first line has one step alone."""
+    assert go_on(NOISY, 2.5, each=10) != []
+    assert go_on(NOISY, 2.5, each=10, first=1) == []
+    assert go_on(NOISY, 9.0, each=10, first=1) != []
+
+
+@pytest.mark.parametrize("before", [FALLING[-9:], [1.0] * 20, []], ids=["too few", "all the same", "none"])
+def test_where_nobody_can_tell_nothing_is_said(before: list[float]) -> None:
+    assert go_on(before, 50.0) == []
+
+
+@pytest.mark.parametrize("name", ["reward", "objective/scores"])
+def test_online_methods_are_judged_by_their_reward(name: str) -> None:
+    rising = [0.1 * number for number in range(20)]
+    assert go_on(rising, 1.8, name=name, online=True) == []
+    assert go_on(rising, 2.9, name=name, online=True) == []
+    ((_, message),) = go_on(rising, 0.1, name=name, online=True)
+    assert message.startswith("the first reward after going on from step 20 is 0.1, and the last one before was 1.9;")
+    assert go_on(rising, 0.1, name=name) == []  # not what DPO is judged by
+    assert go_on(FALLING, 3.0, online=True) != []  # distillation has no reward, and a loss that tells
+
+
+def test_a_loss_about_zero_is_judged_by_its_own_noise() -> None:
+    around = [0.001 * (-1) ** number for number in range(20)]
+    assert go_on(around, 0.002) == []
+    assert go_on(around, 0.5) != []
+
+
 def test_a_word_stands_for_a_guard_with_its_usual_fields() -> None:
     spec = GuardsSpec.model_validate({"entropy": "stop", "kl": {"threshold": 2.0}})
     assert spec.guard("entropy").model_dump() == {
@@ -229,7 +299,7 @@ def test_a_word_stands_for_a_guard_with_its_usual_fields() -> None:
 @pytest.mark.parametrize("name", [name for name in GuardsSpec.model_fields if name != "no_progress_seconds"])
 def test_a_guard_without_a_word_does_what_its_section_says(name: str) -> None:
     """The default of the field and that of the section's `action` are written in two places."""
-    spec = GuardsSpec.model_validate({name: {"patience": 1}})
+    spec = GuardsSpec.model_validate({name: {}})
     assert spec.guard(name).action == GuardsSpec().guard(name).action
 
 
