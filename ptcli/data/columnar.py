@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import repeat
+from itertools import chain, pairwise, repeat
 
 import numpy as np
 import xxhash
@@ -257,18 +257,53 @@ class Texts:
             found = [place for match in pattern.finditer(data) for place in (match.start(), match.end() - 1)]
             yield np.array(found, np.int64)
 
-    def digests(self) -> Digests:
-        return _digests(self.data, self.starts, self.ends)
+    def part(self) -> Part:
+        return Part(self.data, self.starts, self.ends, np.zeros(1, np.uint64))
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a column adds to the digests of rows."""
+
+    data: bytes
+    starts: Ints
+    ends: Ints
+    """Where in the data each row's part is."""
+    seeds: Digests
+    """One, or one for each row."""
+
+
+def _digests(parts: Sequence[Part]) -> Digests:
+    """As `digests.of_parts`: the only thing that is made row by row, so it is made quickly."""
+    data, seeds = memoryview(parts[0].data), _combined([part.seeds for part in parts])
+    if all(np.array_equal(one.ends, other.starts) for one, other in pairwise(parts)):
+        begins, ends = parts[0].starts.tolist(), parts[-1].ends.tolist()
+    else:
+        data, begins, ends = _behind_each_other(parts)
+    seeded = seeds.tolist() if len(seeds) > 1 else repeat(int(seeds[0]), len(begins))
+    places = zip(begins, ends, seeded, strict=True)
+    found = b"".join([_digest(data[begin:end], seed) for begin, end, seed in places])
+    lengths = [(part.ends - part.starts).astype(np.uint64) for part in parts[:-1]]
+    return _combined([np.frombuffer(found, ">u8").astype(np.uint64), *lengths])
 
 
 _digest = xxhash.xxh3_64_digest
 
 
-def _digests(data: bytes, starts: Ints, ends: Ints, seeds: Iterable[int] = repeat(0)) -> Digests:
-    """Of pieces of some data: the only thing that is made piece by piece, so it is made quickly."""
-    places = zip(starts.tolist(), ends.tolist(), seeds, strict=False)
-    hashes = [_digest(data[start:end], seed) for start, end, seed in places]
-    return np.frombuffer(b"".join(hashes), ">u8").astype(np.uint64)
+def _behind_each_other(parts: Sequence[Part]) -> tuple[memoryview, list[int], list[int]]:
+    """The parts of every row, one row behind the other, with where these begin and end."""
+    columns = [map(slice, part.starts.tolist(), part.ends.tolist()) for part in parts]
+    slices = chain.from_iterable(zip(*columns, strict=True))
+    ends = np.cumsum(sum(part.ends - part.starts for part in parts))
+    return memoryview(b"".join(map(parts[0].data.__getitem__, slices))), [0, *ends[:-1].tolist()], ends.tolist()
+
+
+def _combined(numbers: Sequence[Digests]) -> Digests:
+    """As `digests.combine`."""
+    result = np.zeros(1, np.uint64)
+    for each in numbers:
+        result = (result * np.uint64(PRIME)) ^ each
+    return result
 
 
 class Chats:
@@ -304,16 +339,18 @@ class Chats:
         good = self.contents.good & (self.roles == ASSISTANT)
         return (self.counts == 1) & self.every(good)
 
-    def digests(self, *, answers: bool = False) -> Digests:
-        """As `digests.of_chat` has them of chats that are good, or of good answers."""
+    def part(self, *, answers: bool = False) -> Part:
+        """As `digests.chat_part` has it of chats that are good, or of good answers."""
         contents = self.contents
-        seeds = repeat(seed_of(("assistant",))) if answers else self._seeds()
-        return _digests(contents.data, contents.starts[self.first], contents.ends[self.last], seeds)
+        seeds = np.array([seed_of(("assistant",))], np.uint64) if answers else self._seeds()
+        return Part(contents.data, contents.starts[self.first], contents.ends[self.last], seeds)
 
-    def _seeds(self) -> list[int]:
+    def _seeds(self) -> Digests:
         patterns = 2 * self.counts + self.has_system
-        seeds = {pattern: seed_of(_turns(pattern)) for pattern in np.flatnonzero(np.bincount(patterns)).tolist()}
-        return [seeds[pattern] for pattern in patterns.tolist()]
+        some = np.flatnonzero(np.bincount(patterns))
+        seeds = np.zeros(some[-1] + 1, np.uint64)
+        seeds[some] = [seed_of(_turns(pattern)) for pattern in some.tolist()]
+        return seeds[patterns]
 
 
 def _turns(pattern: int) -> tuple[str, ...]:
@@ -358,18 +395,10 @@ def _judge_of(schema: Schema, rewarded: bool) -> _Judge | None:
     )
 
 
-def _combined(digests: Sequence[Digests]) -> Digests:
-    """As `digests.combine`."""
-    result = digests[0]
-    for each in digests[1:]:
-        result = (result * np.uint64(PRIME)) ^ each
-    return result
-
-
 def _text(name: str) -> _Judge:
     def judge(table: Table) -> Judged:
         texts = table.texts[name]
-        return Judged(texts.good, texts.digests())
+        return Judged(texts.good, _digests([texts.part()]))
 
     return judge
 
@@ -377,7 +406,7 @@ def _text(name: str) -> _Judge:
 def _chat(name: str, last: int) -> _Judge:
     def judge(table: Table) -> Judged:
         chats = table.chats[name]
-        return Judged(chats.good(last), chats.digests())
+        return Judged(chats.good(last), _digests([chats.part()]))
 
     return judge
 
@@ -390,11 +419,10 @@ def _prompted_chats(read: Sequence[str], answers: Sequence[str]) -> _Judge:
         sure = chats["prompt"].good(USER)
         for name in answers:
             sure &= chats[name].good_answers()
-        digests = {name: chats[name].digests(answers=name in answers) for name in read}
         if len(answers) == 2:
             one, other = (chats[name] for name in answers)
             sure &= _differ(sure, one.contents, one.last, other.contents, other.last)
-        return Judged(sure, _combined([digests[name] for name in read]))
+        return Judged(sure, _digests([chats[name].part(answers=name in answers) for name in read]))
 
     return judge
 
@@ -406,7 +434,7 @@ def _chat_pair(table: Table) -> Judged:
     sure &= (one.counts == other.counts) & (one.has_system == other.has_system)
     sure &= _same_before_last(sure, one, other)
     sure &= _differ(sure, one.contents, one.last, other.contents, other.last)
-    return Judged(sure, _combined([one.digests(), other.digests()]))
+    return Judged(sure, _digests([one.part(), other.part()]))
 
 
 def _same_before_last(rows: Mask, one: Chats, other: Chats) -> Mask:
@@ -462,7 +490,7 @@ def _prompted_texts(read: Sequence[str], answers: Sequence[str], counts_glued: b
         if len(answers) == 2:
             one, other = (texts[name] for name in answers)
             sure &= _differ(sure, one, _ALL, other, _ALL)
-        digests = _combined([texts[name].digests() for name in read])
+        digests = _digests([texts[name].part() for name in read])
         return Judged(sure, digests, glued if counts_glued else None)
 
     return judge
@@ -487,7 +515,7 @@ def _text_pair(table: Table) -> Judged:
     shorter = np.minimum(letters[0], letters[1])
     sure &= (shorter - letters[2] >= FEW) & (letters[2] <= MOST * shorter)
     sure &= _differ(sure, one, _ALL, other, _ALL)
-    return Judged(sure, _combined([one.digests(), other.digests()]))
+    return Judged(sure, _digests([one.part(), other.part()]))
 
 
 def _letters(texts: Texts, lengths: Ints) -> Ints:

@@ -15,11 +15,10 @@ from operator import attrgetter
 from typing import Any, Literal
 
 import msgspec
-import xxhash
 
 from ptcli.data.model import MOST_ROWS, OTHER_COLUMNS, Kind, Profile, Row, Severity
 from ptcli.data.rules.checker import Checker, add_neighbour, kind_of
-from ptcli.data.rules.digests import combine, digest_of, of_chat
+from ptcli.data.rules.digests import Part, chat_part, of_parts, part_of, text_part
 from ptcli.data.rules.facts import Facts, Plan, common, plan_of
 from ptcli.data.rules.pairs import score_columns, well_cut
 from ptcli.data.rules.shapes import FORMAT_COLUMNS
@@ -263,11 +262,8 @@ class _Columns:
         )
 
     def _digest(self, names: Sequence[str]) -> Callable[[Any], int]:
-        values, folds = self._tuple_of(names), [_FOLDS.get(self._typed[name][0], digest_of) for name in names]
-        if len(folds) == 1:
-            fold, get = folds[0], self._get(names[0])
-            return lambda row: combine((fold(get(row)),))
-        return lambda row: combine([fold(value) for fold, value in zip(folds, values(row), strict=True)])
+        values, parts = self._tuple_of(names), [_PARTS.get(self._typed[name][0], part_of) for name in names]
+        return lambda row: of_parts([part(value) for part, value in zip(parts, values(row), strict=True)])
 
     @property
     def _glued(self) -> Callable[[Any], bool] | None:
@@ -405,8 +401,8 @@ def _good_chat(chat: list[_Message], last: str) -> bool:
     return last != "assistant" or good_answer(chat[-1].content)
 
 
-def _fold_chat(chat: list[_Message]) -> int:
-    return of_chat(tuple([message.role for message in chat]), [message.content for message in chat])
+def _chat_part(chat: list[_Message]) -> Part:
+    return chat_part(tuple([message.role for message in chat]), [message.content for message in chat])
 
 
 def _plain_chat(chat: list[_Message]) -> bool:
@@ -538,6 +534,5 @@ def _with_rewards(judge: Judge, extras: Callable[[Any], tuple[Any, ...]], prompt
     return with_rewards
 
 
-_digest = xxhash.xxh3_64_intdigest
-_FOLDS: dict[Kind, Callable[[Any], int]] = {"str": lambda text: _digest(text.encode()), "chat": _fold_chat}
-"""Kind of a value -> its part of the digest."""
+_PARTS: dict[Kind, Callable[[Any], Part]] = {"str": text_part, "chat": _chat_part}
+"""Kind of a value -> how its part of the digest is made quickly."""

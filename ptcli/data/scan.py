@@ -337,42 +337,39 @@ class _Found:
         self._closing: Ints | None = None
 
     def take(self, name: str, kind: str, *, last: bool) -> None:
-        """Takes a column."""
-        self.at = np.where(self.sure, self.at, 0)
-        self.sure &= self._is_key(name.encode())
+        """Takes a column. A row that has no string left is not sure any more: no comma follows on its last one."""
+        self.at = np.minimum(self.at, len(self.block.opens) - 1)
+        self._take_key(name.encode())
         {"str": self._take_text, "chat": self._take_chat, "number": self._take_number}[kind](name, last)
-        self.sure &= self.at <= self.block.first + self.block.counts
 
-    def _is_key(self, name: bytes) -> Mask:
-        """Where the next string of a row is this one."""
+    def _take_key(self, name: bytes) -> None:
+        """The next string of a row is this one."""
         block = self.block
-        at = np.minimum(self.at, len(block.opens) - 1)
-        same = (self.at < block.first + block.counts) & (block.closes[at] - block.opens[at] == len(name))
-        for begin in range(0, len(name), _WORD):
-            part = name[begin : begin + _WORD]
-            words = block.words[np.minimum(block.opens[at] + begin, len(block.words) - 1)]
-            same &= words & _SHORTER[len(part)] == _code(part)
-        return same
-
-    def _gap(self, strings: Ints) -> Codes:
-        return self.block.gaps[np.minimum(strings, len(self.block.gaps) - 1)]
+        self.sure &= block.codes[self.at] == _code(name)
+        if len(name) >= _WORD:
+            opens = block.opens[self.at]
+            self.sure &= block.closes[self.at] - opens == len(name)
+            for begin in range(_WORD, len(name), _WORD):
+                part = name[begin : begin + _WORD]
+                words = block.words[np.minimum(opens + begin, len(block.words) - 1)]
+                self.sure &= words & _SHORTER[len(part)] == _code(part)
 
     def _ends(self, last: bool) -> bytes:
         return b"}" if last else self.comma
 
     def _take_text(self, name: str, last: bool) -> None:
-        self.sure &= self._is(self.at, self.colon) & self._is(self.at + 1, self._ends(last))
-        self.texts[name] = self.at + 1
+        text = np.minimum(self.at + 1, len(self.block.opens) - 1)
+        self.sure &= self._is(self.at, self.colon) & self._is(text, self._ends(last))
+        self.texts[name] = text
         self.at = self.at + 2
 
     def _is(self, strings: Ints, gap: bytes) -> Mask:
         """Where these bytes follow on a string, and nothing else up to the next one."""
-        return self._gap(strings) == _code(gap)
+        return self.block.gaps[strings] == _code(gap)
 
     def _take_number(self, name: str, last: bool) -> None:
         block, end = self.block, self._ends(last)
-        at = np.minimum(self.at, len(block.closes) - 1)
-        start, stop = block.closes[at] + 1 + len(self.colon), block.after[at] - len(end)
+        start, stop = block.closes[self.at] + 1 + len(self.colon), block.after[self.at] - len(end)
         self.sure &= (start < stop) & (stop - start <= _LONGEST_NUMBER)
         for place, text in ((start - len(self.colon), self.colon), (stop, end)):
             words = block.words[np.clip(place, 0, len(block.words) - 1)]
@@ -389,8 +386,7 @@ class _Found:
         if not self.sure.any():
             return
         close = closing[np.minimum(after, len(closing) - 1)]
-        self.sure &= self._is(close, b"}]" + self._ends(last)) & (close < self.block.first + self.block.counts)
-        self.sure &= (close - self.at) & 3 == 0
+        self.sure &= self._is(close, b"}]" + self._ends(last)) & ((close - self.at) & 3 == 0)
         self.chats[name] = self.at + 1, close
         self.at = close + 1
 

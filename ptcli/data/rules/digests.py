@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -12,54 +12,72 @@ import xxhash
 
 PRIME = 0x100000001B3
 _MASK = (1 << 64) - 1
+_OTHER = 1
+"""The seed of what is neither a text nor a chat, so that `"1"` and `1` are two things."""
 
 _encode = msgspec.json.Encoder(order="sorted").encode
 _digest = xxhash.xxh3_64_intdigest
 
 
+Part = tuple[int, bytes]
+"""The seed and the bytes of a value: its kind, or the roles of a chat, and what it holds."""
+
+
 def digest(values: Iterable[Any]) -> int:
     """The digest of several values in their order."""
-    return combine(map(digest_of, values))
+    return of_parts([part_of(value) for value in values])
 
 
-def combine(digests: Iterable[int]) -> int:
-    """One digest of several, which are in order (FNV-1, a digest at a time); of one, that one."""
+def of_parts(parts: Sequence[Part]) -> int:
+    """xxh3_64 of some values' bytes behind each other, seeded by all their seeds; then the lengths of all but the last
+    are folded in, which tell where one ends and the next begins."""
+    found = _digest(b"".join([data for _, data in parts]), combine([seed for seed, _ in parts]))
+    return combine([found, *(len(data) for _, data in parts[:-1])])
+
+
+def combine(numbers: Iterable[int]) -> int:
+    """One of several, which are in order (FNV-1, 64 bits at a time); of one, that one."""
     result = 0
-    for each in digests:
+    for each in numbers:
         result = ((result * PRIME) & _MASK) ^ each
     return result
 
 
-def of_chat(roles: tuple[str, ...], contents: list[str]) -> int:
-    """The digest of a chat of texts. Raises UnicodeEncodeError for lone surrogates."""
-    return _digest("".join(contents).encode(), seed_of(roles))
+def text_part(text: str) -> Part:
+    """Raises UnicodeEncodeError for lone surrogates."""
+    return 0, text.encode()
+
+
+def chat_part(roles: tuple[str, ...], contents: list[str]) -> Part:
+    """Of a chat of texts. Raises UnicodeEncodeError for lone surrogates."""
+    return seed_of(roles), "".join(contents).encode()
 
 
 @lru_cache(4096)
 def seed_of(roles: tuple[str, ...]) -> int:
-    """What the digest of a chat begins with."""
+    """What stands for the roles of a chat."""
     return _digest("\0".join(roles).encode())
 
 
-def digest_of(value: Any) -> int:
-    """xxh3_64 of a text; of a chat of texts, of all its texts, with the roles for a seed; of anything else, of its JSON
-    with sorted keys, or its name for Python where JSON cannot hold it."""
+def part_of(value: Any) -> Part:
+    """Of a text; of a chat of texts, all its texts, with the roles for a seed; of anything else, its JSON with sorted
+    keys, or its name for Python where JSON cannot hold it."""
     try:
         if isinstance(value, str):
-            return _digest(value.encode())
+            return text_part(value)
         if isinstance(value, list) and value:
-            chat = _digest_of_chat(value)
+            chat = _part_of_chat(value)
             if chat is not None:
                 return chat
-        return _digest(_encode(value))
+        return _OTHER, _encode(value)
     except Exception:  # lone surrogates, numbers beyond 64 bits, deep nesting
         text = ""
         with contextlib.suppress(RecursionError, ValueError):  # and numbers of thousands of digits
             text = ascii(value)
-        return _digest(text.encode())
+        return _OTHER, text.encode()
 
 
-def _digest_of_chat(messages: list[Any]) -> int | None:
+def _part_of_chat(messages: list[Any]) -> Part | None:
     """None for what is no chat of plain messages."""
     roles, contents = [], []
     for message in messages:
@@ -70,4 +88,4 @@ def _digest_of_chat(messages: list[Any]) -> int | None:
             return None
         roles.append(role)
         contents.append(content)
-    return of_chat(tuple(roles), contents)
+    return chat_part(tuple(roles), contents)

@@ -91,7 +91,8 @@ class Plan:
     shape: Shape | None
     """What the trainer reads of the row; None where it has no accepted set of columns."""
     read: tuple[str, ...]
-    """Columns whose values make rows duplicates when they are equal: what is read, but for labels."""
+    """Columns whose values make rows duplicates when they are equal: what is read, but for labels; the prompt first, as
+    files have it."""
     values: tuple[str, ...]
     """Columns with text or chats that are trained on, or prompts."""
     explicit: bool
@@ -125,7 +126,8 @@ def _read(shape: Shape | None, columns: tuple[str, ...], facts: Facts) -> tuple[
     if shape.form in ("messages", "sharegpt", "text", "tokens"):
         ignored.add("prompt")
     names = dict.fromkeys((*shape.required, *OPTIONAL, *(("completion_mask",) if shape.form == "tokens" else ())))
-    return tuple(name for name in names if name in columns and name not in ignored)
+    read = [name for name in names if name in columns and name not in ignored]
+    return tuple(sorted(read, key=lambda name: name != "prompt"))
 
 
 class Seen:
