@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import permutations
 from random import Random
 from typing import Any
 
@@ -83,6 +84,23 @@ def test_good_rows(name: str) -> None:
     assert by_columns == by_rows
     assert looked_at <= 2
     assert by_columns.rows == len(by_columns.digests) == 100
+
+
+@pytest.mark.usefixtures("only_columns")
+@pytest.mark.parametrize("name", COLUMNAR)
+def test_columns_in_any_order(name: str) -> None:
+    method, row = GOOD_ROWS[name]
+    profiles = [both(lines_with([dict(order)] * 100), method)[0] for order in permutations(row.items())]
+    assert all(profile.digests == profiles[0].digests for profile in profiles)
+    assert all(profile.rows == 100 for profile in profiles)
+
+
+def test_the_same_letters_in_other_columns() -> None:
+    rows = [{"prompt": "What is", "chosen": " it? Yes", "rejected": " NN"}] * 3
+    rows.append({"prompt": "What is it?", "chosen": " Yes", "rejected": " NN"})
+    by_columns, by_rows, _ = both([json.dumps(row).encode() for row in rows], "dpo")
+    assert by_columns == by_rows
+    assert len(set(by_columns.digests)) == 2
 
 
 @pytest.mark.parametrize("name", ODD_LINES)
