@@ -294,8 +294,9 @@ def doctor(
 ) -> None:
     """Check whether this machine and this set of packages can run ptcli, or a recipe.
 
-    Packages, whether they can be imported, GPUs and driver, shared memory, limits, ports, disk, hub, Slurm: each line
-    passes, warns or fails, with the command that mends it. It takes as long as importing vLLM, and changes nothing:
+    Packages, whether they can be imported and fit together, GPUs and driver, whether two processes reach each other,
+    shared memory, limits, ports, disk, hub, Slurm: each line passes, warns or fails, with the command that mends it. It
+    takes a little longer than importing vLLM, and changes nothing:
 
       ptcli doctor
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ptcli.doctor.pairs import Pair, pair_of
 from ptcli.errors import KeyPath, Problem, RequestError
 from ptcli.methods import METHODS
 from ptcli.plan.accelerate import Strategy, load_strategy
@@ -53,6 +54,8 @@ class Needs:
     flash_attention: bool = False
     processes: int = 1
     """Trainer and server processes on one node that hold a model."""
+    pair: Pair | None = None
+    """Two of them, where there are two and this machine can run the recipe."""
     nodes: int = 1
     ports: tuple[tuple[str, int], ...] = ()
     """Key and number of the ports that it names and that something of it has to bind."""
@@ -115,6 +118,7 @@ def needs_of(recipe: Recipe, name: str, plan: Plan | None = None, problems: tupl
         packages=frozenset(_packages(recipe, strategy, vllm)),
         flash_attention=device == "cuda" and recipe.model.attn_implementation == "flash_attention_2",
         processes=_processes(recipe, device),
+        pair=pair_of(plan) if plan else None,
         nodes=recipe.launch.nodes,
         ports=ports,
         url=recipe.rollouts.url if uses_server(recipe) else None,

@@ -1,8 +1,9 @@
 """The child of `ptcli doctor`: imports what a run imports, one module after the other, and says how each went.
 
-    python -m ptcli.doctor.probe RESULT MODULE[:NAME][,MODULE...] ...
+    python -m ptcli.doctor.probe RESULT MODULE[:NAME][,MODULE...] ... [template]
 
-Each argument is one thing that must be importable, by all its parts. RESULT gets a line of JSON before and after each.
+Each argument is one thing that must be importable, by all its parts; `template` stands for what `ptcli.doctor.template`
+tries with what was imported. RESULT gets a line of JSON before and after each.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import sys
 import traceback
 from pathlib import Path
 from typing import Any, TextIO
+
+TEMPLATE = "template"
+"""What `ptcli.doctor.template` tries, in the place of a module."""
 
 
 def main(result: str, *targets: str) -> None:
@@ -25,6 +29,10 @@ def main(result: str, *targets: str) -> None:
 
 def _import(target: str) -> dict[str, Any]:
     try:
+        if target == TEMPLATE:
+            from ptcli.doctor.template import find_problem
+
+            return {"error": "", "facts": {"problem": find_problem()}}
         for part in target.split(","):
             module, _, attribute = part.partition(":")
             loaded = importlib.import_module(module)

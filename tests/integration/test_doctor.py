@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -13,8 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from ptcli.doctor.checks.allreduce import read_reduced
 from ptcli.doctor.checks.cluster import Slurm, judge_slurm, read_slurm
 from ptcli.doctor.needs import Needs
+from ptcli.doctor.pairs import Member, Pair
+from ptcli.run.panel import choose_view
 from tests import slurm_cluster
 
 ONLINE = """\
@@ -64,10 +68,11 @@ def test_this_machine(tmp_path: Path) -> None:
     report = json.loads(done.stdout)
     states = {(check["name"], check["state"]) for check in report["checks"]}
     assert {name for name, _ in states} >= {
-        "python", "packages", "imports", "gpus", "shm", "ulimits", "memory", "cpus", "ports", "disk", "hub", "slurm",
+        "python", "packages", "imports", "template", "gpus", "shm", "ulimits", "memory", "cpus", "ports", "disk",
+        "hub", "slurm",
     }  # fmt: skip
-    assert {("packages", "pass"), ("imports", "pass")} <= states
-    assert not failures(report).keys() & {"packages", "windows", "imports"}
+    assert {("packages", "pass"), ("imports", "pass"), ("template", "pass")} <= states
+    assert not failures(report).keys() & {"packages", "windows", "imports", "template"}
     assert (done.returncode == 0) == report["ok"] == (failures(report) == {})
     imports = next(check["message"] for check in report["checks"] if check["name"] == "imports")
     assert imports == "torch, transformers, accelerate, peft, vllm, trl can be imported"
@@ -102,6 +107,50 @@ def test_a_broken_vllm_another_transformers_and_a_taken_port_are_each_named(tmp_
     (taken,) = found["ports"]
     assert f"rollouts.port {port} is taken by pid {os.getpid()} (" in taken
     assert f"kill {os.getpid()}; or rollouts.port=null" in taken
+
+
+def test_processes_that_do_not_reach_each_other_are_named_with_what_mends_it(tmp_path: Path) -> None:
+    """Real ones, over gloo, with the recipe's environment; tried again with another setting, they add up."""
+    shadow, recipe = tmp_path / "shadow", tmp_path / "r.yaml"
+    shadow.mkdir()
+    (shadow / "transformers.py").write_text("raise ImportError('not in this test, which needs torch alone')\n")
+    recipe.write_text(SFT.replace("{device: cpu}", "{device: cpu, processes: 2, env: {GLOO_SOCKET_IFNAME: nope}}"))
+    done = doctor(tmp_path, recipe, "--json", PYTHONPATH=str(shadow))
+    assert done.returncode == 1, done.stderr
+    (found,) = failures(json.loads(done.stdout))["allreduce"]
+    assert found.startswith("two processes of the trainer cannot add up a tensor over gloo: RuntimeError: ")
+    assert found.endswith("for: nope; with GLOO_SOCKET_IFNAME=lo they can | launch.env.GLOO_SOCKET_IFNAME=lo")
+
+
+def test_two_processes_add_up(tmp_path: Path) -> None:
+    reduced = read_reduced(Pair("two", "gloo", (Member("cpu", {}), Member("cpu", {}))), choose_view(quiet=True))
+    assert reduced is not None
+    assert (reduced.sum.problem, reduced.second) == ("", None)
+
+
+def test_a_transformers_that_trl_does_not_know_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in trl#6105: a batch where one row is expected, and a prompt that counts as two tokens."""
+    from transformers import PreTrainedTokenizerBase
+    from trl.trainer import sft_trainer
+
+    from ptcli.doctor.template import find_problem
+
+    apply, tokenize = PreTrainedTokenizerBase.apply_chat_template, sft_trainer._tokenize
+
+    def nested(self, *arguments, tokenize=True, return_dict=True, **options):
+        found = apply(self, *arguments, tokenize=tokenize, return_dict=return_dict, **options)
+        return {"input_ids": [found["input_ids"]]} if tokenize and return_dict else found
+
+    def short(processor, chat, **options):
+        found = tokenize(processor, chat, **options)
+        return {"input_ids": found["input_ids"][:2]} if options.get("add_generation_prompt") else found
+
+    assert find_problem() == ""
+    monkeypatch.setattr(PreTrainedTokenizerBase, "apply_chat_template", nested)
+    assert find_problem() == "apply_chat_template(tokenize=True) returns input_ids as a list of list"
+    monkeypatch.undo()
+    monkeypatch.setattr(sft_trainer, "_tokenize", short)
+    assert re.fullmatch(r"the SFT trainer trains on \d+ tokens of a row whose completion has \d", find_problem())
 
 
 @pytest.fixture

@@ -19,9 +19,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptcli.doctor.checks.packages import PIP
+from ptcli.doctor.checks.packages import PIP, pinned
 from ptcli.doctor.findings import Finding
 from ptcli.doctor.needs import Needs
+from ptcli.doctor.probe import TEMPLATE
 from ptcli.plan.model import Step
 from ptcli.run.processes import Processes, adopt_orphans
 from ptcli.run.signals import Signals
@@ -106,8 +107,9 @@ def read_imports(needs: Needs, view: View, *, seconds: float = SECONDS) -> Probe
 def _read_in(folder: Path, needs: Needs, view: View, seconds: float) -> Probe:
     result, log = folder / "result.jsonl", folder / "probe.log"
     result.touch()
-    argv = (sys.executable, "-m", "ptcli.doctor.probe", str(result), *targets(needs))
-    ended = _run(Step("doctor", 0, argv, {"VLLM_NO_USAGE_STATS": "1"}, ()), result, log, view, seconds)
+    argv = (sys.executable, "-m", "ptcli.doctor.probe", str(result), *targets(needs), TEMPLATE)
+    env = {"VLLM_NO_USAGE_STATS": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": str(folder)}
+    ended = _run(Step("doctor", 0, argv, env, ()), result, log, view, seconds)
     return read_result(_lines(result), ended, _last_line(log))
 
 
@@ -134,7 +136,7 @@ def read_result(lines: list[dict[str, Any]], ended: int | None, last_line: str) 
     if ended == 0:
         return Probe(imported)
     at = next((line["importing"] for line in reversed(lines) if "importing" in line), "")
-    what = f"importing {at}" if at else "the child that imports"
+    what = _doing(at) if at else "the child that imports"
     if ended is None:
         return Probe(imported, f"{what} takes too long")
     if ended < 0:
@@ -144,16 +146,31 @@ def read_result(lines: list[dict[str, Any]], ended: int | None, last_line: str) 
 
 def judge_imports(probe: Probe) -> list[Finding]:
     """A finding for each error, with all that it kept from being imported, and one for all that went well."""
-    torch = next((each for each in probe.imported if each.module == "torch"), Imported("torch"))
+    modules = [each for each in probe.imported if each.module != TEMPLATE]
+    torch = next((each for each in modules if each.module == "torch"), Imported("torch"))
     by_error: dict[str, list[Imported]] = {}
-    for each in probe.imported:
+    for each in modules:
         if each.error:
             by_error.setdefault(each.error, []).append(each)
     failed = [_failure(group, torch.facts.get("version", "")) for group in by_error.values()]
-    fine = [each.module for each in probe.imported if not each.error]
+    fine = [each.module for each in modules if not each.error]
     passed = [Finding("imports", "pass", f"{', '.join(fine)} can be imported")] if fine else []
     died = [Finding("imports", "fail", probe.died, _died_fix(probe.died))] if probe.died else []
     return [*passed, *failed, *died]
+
+
+def judge_template(probe: Probe) -> list[Finding]:
+    """Whether transformers and TRL fit together. Nothing to say where something could not be imported, as is told."""
+    tried = next((each for each in probe.imported if each.module == TEMPLATE), None)
+    broken = any(each.error for each in probe.imported if each.module != TEMPLATE)
+    problem = tried and (tried.error or tried.facts.get("problem"))
+    if tried is None or (broken and tried.error):
+        return []
+    both = f"transformers {_version('transformers')} and trl {_version('trl')}"
+    if not problem:
+        return [Finding(TEMPLATE, "pass", f"{both} tokenize a chat, mask its prompt and pad it as they should")]
+    message = f"{both} do not fit together: {problem}"
+    return [Finding(TEMPLATE, "fail", message, f"{PIP} install {' '.join(pinned('transformers', 'trl'))}")]
 
 
 def judge_cuda(probe: Probe, driver: tuple[int, int] | None, gpus: int) -> Iterator[Finding]:
@@ -263,7 +280,11 @@ def _version(name: str) -> str:
 
 def _activity(lines: list[dict[str, Any]]) -> str:
     at = next((line["importing"] for line in reversed(lines) if "importing" in line), "")
-    return f"importing {at}" if at else "looking at this machine"
+    return _doing(at) if at else "looking at this machine"
+
+
+def _doing(at: str) -> str:
+    return "tokenizing a chat with TRL" if at == TEMPLATE else f"importing {at}"
 
 
 def _said(line: str) -> str:

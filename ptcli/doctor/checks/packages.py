@@ -71,6 +71,12 @@ def judge_packages(packages: Packages, needs: Needs) -> list[Finding]:
     return [_python(packages), *passed, *wrong, *_left_out(packages, needs)]
 
 
+def pinned(*names: str) -> list[str]:
+    """What pip is to install for these distributions, as ptcli pins them: `trl==1.12.0`, quoted for a shell."""
+    pins = _pins(Packages({}, {"ptcli": _requires("ptcli") or ()}))
+    return [shlex.quote(str(pins.get(name) or name)) for name in names]
+
+
 def _python(packages: Packages) -> Finding:
     told = f"Python {packages.python} on {packages.system}, ptcli {packages.versions.get('ptcli', '?')}"
     if packages.system != "Linux":

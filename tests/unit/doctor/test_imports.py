@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+import types
 from pathlib import Path
 
 import pytest
 
 from ptcli.doctor import probe
-from ptcli.doctor.checks.imports import Imported, Probe, judge_cuda, judge_imports, read_result, targets
+from ptcli.doctor.checks.imports import (
+    Imported,
+    Probe,
+    judge_cuda,
+    judge_imports,
+    judge_template,
+    read_result,
+    targets,
+)
 from ptcli.doctor.needs import Needs
+from ptcli.doctor.template import judge_batch
 
 TORCH = Imported("torch", facts={"version": "2.13.0+cu130", "cuda": "13.0", "hip": None, "gpus": 8})
 VLLM = Imported("vllm", facts={"device": "cuda"})
@@ -129,6 +140,55 @@ def test_what_fails_with_the_same_error_is_told_once() -> None:
 def test_a_module_that_hides_the_installed_one_is_to_be_moved_away() -> None:
     (finding,) = judge_imports(Probe((Imported("vllm", "ImportError: no", shadowed="/home/me/vllm"),)))
     assert finding.fix == "move /home/me/vllm away: it hides the vllm that is installed"
+
+
+# --- transformers and TRL together -----------------------------------------------------------------------------------
+
+
+def test_a_problem_with_the_template_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = types.SimpleNamespace(find_problem=lambda: "a mask of 2")
+    monkeypatch.setitem(sys.modules, "ptcli.doctor.template", told)
+    lines = run(tmp_path, "template")
+    assert lines == [
+        {"importing": "template"}, {"module": "template", "error": "", "facts": {"problem": "a mask of 2"}},
+    ]  # fmt: skip
+    probe_of = read_result(lines, 0, "")
+    (finding,) = judge_template(probe_of)
+    assert finding.state == "fail"
+    assert finding.message.endswith(" do not fit together: a mask of 2")
+    assert re.search(r"pip install transformers==\S+ trl==\S+$", finding.fix)
+    assert judge_imports(probe_of) == []
+
+
+@pytest.mark.parametrize(
+    ("broken", "error", "problem", "states"),
+    [
+        ("", "", "", ["pass"]),
+        ("", "TypeError: no", "", ["fail"]),
+        ("ImportError: no", "ImportError: no", "", []),  # said once, of what could not be imported
+        ("ImportError: no", "", "", ["pass"]),
+    ],
+)
+def test_what_cannot_be_imported_is_no_matter_of_the_template(
+    broken: str, error: str, problem: str, states: list[str]
+) -> None:
+    found = Probe((Imported("vllm", broken), Imported("template", error, {"problem": problem})))
+    assert [each.state for each in judge_template(found)] == states
+    assert "template" not in " ".join(each.message for each in judge_imports(found))
+
+
+def test_a_template_that_was_never_tried_is_not_told_of() -> None:
+    assert judge_template(Probe((TORCH,), "importing trl takes too long")) == []
+    (died,) = judge_imports(read_result([{"importing": "template"}], -11, ""))
+    assert died.message == "tokenizing a chat with TRL ended its process by SIGSEGV"
+
+
+def test_each_token_of_a_batch_is_compared() -> None:
+    rows = [([1, 2, 3], [3]), ([1, 2, 3, 4], [3, 4])]
+    assert judge_batch(rows, rows) == ""
+    assert "not those of the chat template's text" in judge_batch(rows, [([1, 2, 3], [3]), ([1, 2, 4, 3], [4, 3])])
+    masked = judge_batch(rows, [([1, 2, 3], [3]), ([1, 2, 3, 4], [2, 3, 4])])
+    assert masked == "the SFT trainer trains on 3 tokens of a row whose completion has 2"
 
 
 # --- CUDA ------------------------------------------------------------------------------------------------------------
