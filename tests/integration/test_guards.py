@@ -228,6 +228,8 @@ def test_a_run_that_goes_on_elsewhere_than_it_was(lab: Path) -> None:
     assert "events" not in read_heartbeat(lab / "run")
     (lab / "run").rename(lab / "earlier")
     checkpoint, forget = lab / "earlier" / "checkpoint-10", callback(lab, "Forget")
+    train(lab, "sft", training=training, resume_from=checkpoint)
+    assert "events" not in read_heartbeat(lab / "run"), "a run that goes on where it was"
     train(lab, "sft", training=training, resume_from=checkpoint, callbacks=forget)
     event = only_event(lab, "resumed_loss", "warn", within=11)
     (row,) = read_metrics(lab / "run")
