@@ -25,7 +25,7 @@ def find_problem() -> str:
     chat = [*rows[0]["prompt"], *rows[0]["completion"]]
     if problem := _judge_returned(tokenizer().apply_chat_template(chat, tokenize=True, return_dict=True)):
         return problem
-    return judge_batch(wanted, sorted(_read(batch_of(make_trainer("sft", rows=rows)))))
+    return judge_batch(wanted, sorted(_read(batch_of(make_trainer("sft", rows=rows, dataloader_pin_memory=False)))))
 
 
 def judge_batch(wanted: list[tuple[list[int], list[int]]], found: list[tuple[list[int], list[int]]]) -> str:
