@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, pairwise, repeat
 
@@ -194,17 +194,18 @@ class Texts:
     def __init__(self, pieces: Pieces, of: tuple[Texts, Ints] | None = None):
         self._of = of
         """More texts in the same buffer, and which of them these are."""
-        self.pieces, self.data = pieces, pieces.data
-        self.bytes: NDArray[np.uint8] = np.frombuffer(pieces.data, np.uint8)
+        self.pieces = pieces
+        self.bytes: NDArray[np.uint8] = np.frombuffer(pieces.buffer, np.uint8)
         self.starts, self.ends = pieces.starts, pieces.ends
         self.lengths = self.ends - self.starts
 
     def some(self, numbers: Ints) -> Texts:
         """Those of these numbers."""
-        return Texts(Pieces(self.data, self.starts[numbers], self.ends[numbers], self.pieces.plain), (self, numbers))
+        starts, ends = self.starts[numbers], self.ends[numbers]
+        return Texts(replace(self.pieces, starts=starts, ends=ends), (self, numbers))
 
     def text(self, number: int) -> str:
-        return self.data[self.starts[number] : self.ends[number]].decode()
+        return str(self.pieces.buffer[self.starts[number] : self.ends[number]], "utf-8")
 
     def at(self, places: Ints) -> NDArray[np.uint8]:
         """The bytes at these places; any byte for a place outside."""
@@ -243,29 +244,29 @@ class Texts:
 
     def _suspicious(self) -> Iterator[Ints]:
         """Places in texts that `text.plain` may object to."""
-        codes, data, plain = self.bytes, self.data, self.pieces.plain
-        if not plain:
+        codes, pieces = self.bytes, self.pieces
+        if not pieces.plain:
             yield np.flatnonzero((codes < 32) & (codes != ord("\t")) & (codes != ord("\n")) & (codes != ord("\r")))
         inside, square = _TEMPLATE_TOKENS
-        patterns = [inside] if b"<" in data else []
-        if b"]" in data and ((codes[:-1] == ord("T")) & (codes[1:] == ord("]"))).any():
+        patterns = [inside] if pieces.angles else []
+        if (self.at(scan.places(codes == ord("]")) - 1) == ord("T")).any():
             patterns.append(square)
-        if not plain and not data.isascii():
+        if not pieces.plain and not pieces.data.isascii():
             patterns += _BROKEN
         for pattern in patterns:
             # What is found may begin in one text and end in the next, where it hides what begins there.
-            found = [place for match in pattern.finditer(data) for place in (match.start(), match.end() - 1)]
+            found = [place for match in pattern.finditer(pieces.data) for place in (match.start(), match.end() - 1)]
             yield np.array(found, np.int64)
 
     def part(self) -> Part:
-        return Part(self.data, self.starts, self.ends, np.zeros(1, np.uint64))
+        return Part(self.pieces.buffer, self.starts, self.ends, np.zeros(1, np.uint64))
 
 
 @dataclass(frozen=True)
 class Part:
     """What a column adds to the digests of rows."""
 
-    data: bytes
+    data: memoryview
     starts: Ints
     ends: Ints
     """Where in the data each row's part is."""
@@ -275,7 +276,7 @@ class Part:
 
 def _digests(parts: Sequence[Part]) -> Digests:
     """As `digests.of_parts`: the only thing that is made row by row, so it is made quickly."""
-    data, seeds = memoryview(parts[0].data), _combined([part.seeds for part in parts])
+    data, seeds = parts[0].data, _combined([part.seeds for part in parts])
     if all(np.array_equal(one.ends, other.starts) for one, other in pairwise(parts)):
         begins, ends = parts[0].starts.tolist(), parts[-1].ends.tolist()
     else:
@@ -343,7 +344,7 @@ class Chats:
         """As `digests.chat_part` has it of chats that are good, or of good answers."""
         contents = self.contents
         seeds = np.array([seed_of(("assistant",))], np.uint64) if answers else self._seeds()
-        return Part(contents.data, contents.starts[self.first], contents.ends[self.last], seeds)
+        return Part(contents.pieces.buffer, contents.starts[self.first], contents.ends[self.last], seeds)
 
     def _seeds(self) -> Digests:
         patterns = 2 * self.counts + self.has_system
@@ -453,7 +454,7 @@ def _same_before_last(rows: Mask, one: Chats, other: Chats) -> Mask:
         (chats.contents.starts[chats.first].tolist(), chats.contents.starts[chats.last].tolist())
         for chats in (one, other)
     ]
-    data = one.contents.data
+    data = one.contents.pieces.data
     equals = [data[a:b] == data[c:d] for a, b, c, d in zip(*shared[0], *shared[1], strict=True)]
     return same & np.array(equals, np.bool_)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
@@ -36,6 +37,8 @@ _DIGITS[list(b"0123456789abcdefABCDEF")] = [*range(16), *range(10, 16)]
 _NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 _LONGEST_NUMBER = 40
 SYSTEM, USER, ASSISTANT, OTHER = range(4)
+_AT_ONCE = 1 << 18
+"""Bytes of a block that are looked at together."""
 _LONGEST = 8 << 20
 """Bytes of a block, which has a long line then, beyond which it is not looked at: that takes several times its size."""
 
@@ -43,13 +46,21 @@ _LONGEST = 8 << 20
 # --- lines -----------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Marks:
+    """Where some bytes of a block stand."""
+
+    quotes: Ints
+    slashes: Ints
+    controls: Ints
+    """Control characters other than line ends."""
+
+
 class Lines(Sequence[bytes]):
     """The lines of a block, each of which begins and ends as one object does: cut off when they are asked for."""
 
-    def __init__(self, data: bytes, ends: Ints, controls: Ints):
-        self.data, self.ends = data, ends
-        self.controls = controls
-        """Where control characters stand."""
+    def __init__(self, data: bytes, ends: Ints, marks: Marks):
+        self.data, self.ends, self.marks = data, ends, marks
         self.is_ascii = data.isascii()
         self.starts = np.concatenate(([0], ends[:-1] + 1))
 
@@ -79,14 +90,28 @@ def lines_of(data: bytes) -> Lines | None:
     if not (data.startswith(b"{") and data.endswith((b"}", b"}\n"))) or len(data) > _LONGEST:
         return None
     letters = np.frombuffer(data, np.uint8)
-    ends = controls = places(letters < 32)
-    if not (others := letters[ends] == ord("\n")).all():
-        ends = ends[others]
+    marks = places(_marked(letters))
+    kinds = letters[marks]
+    is_quote = kinds == ord('"')
+    others = np.flatnonzero(~is_quote)
+    quotes, others, kinds = marks[is_quote], marks[others], kinds[others]
+    slashes, ends = others[kinds == ord("\\")], others[kinds == ord("\n")]
+    controls = others[(kinds < 32) & (kinds != ord("\n"))]
     if not data.endswith(b"\n"):
         ends = np.append(ends, len(data))
     # Two objects that follow each other do not stand inside another, so that no row spans two lines.
     regular = (letters[ends - 1] == ord("}")).all() and (letters[ends[:-1] + 1] == ord("{")).all()
-    return Lines(data, ends, controls[~others]) if regular else None
+    return Lines(data, ends, Marks(quotes, slashes, controls)) if regular else None
+
+
+def _marked(letters: Bytes) -> Mask:
+    """Which are quotes, backslashes or control characters: told of so many at once as are in the fastest memory."""
+    found = np.empty(len(letters), np.bool_)
+    for begin in range(0, len(letters), _AT_ONCE):
+        part, marked = letters[begin : begin + _AT_ONCE], found[begin : begin + _AT_ONCE]
+        np.less(part ^ 2, 33, out=marked)  # this puts the quote, which is 34, beside those below 32
+        marked |= part == ord("\\")
+    return found
 
 
 # --- what is found -----------------------------------------------------------------------------------------------
@@ -96,11 +121,18 @@ def lines_of(data: bytes) -> Lines | None:
 class Pieces:
     """Texts that stand in one buffer, in order."""
 
-    data: bytes
+    buffer: memoryview
     starts: Ints
     ends: Ints
     plain: bool
     """Whether there are surely no characters but those of ASCII, and no control characters but tabs and line ends."""
+    angles: bool
+    """Whether there may be `<`."""
+
+    @cached_property
+    def data(self) -> bytes:
+        """A copy of the buffer: only made where bytes are searched."""
+        return bytes(self.buffer)
 
 
 @dataclass(frozen=True)
@@ -186,16 +218,17 @@ class _Block:
     def __init__(self, lines: Lines):
         data, starts, ends = lines.data, lines.starts, lines.ends
         self.ends = ends
-        self.letters: Bytes = np.empty(len(data) + _WORD, np.uint8)
-        self.letters[: len(data)] = letters = np.frombuffer(data, np.uint8)
+        self.letters: Bytes = np.empty((len(data) // _WORD + 2) * _WORD, np.uint8)
+        self.letters[: len(data)] = np.frombuffer(data, np.uint8)
         self.letters[len(data) :] = 0
-        self.words: Codes = np.ndarray((len(data) + 1,), "<u8", self.letters, strides=(1,))
+        self._words: Codes = self.letters.view("<u8")
         self.regular: Mask = np.ones(len(ends), np.bool_)
-        self.refuse(lines.controls)
-        quotes = places(letters == ord('"'))
+        self.refuse(lines.marks.controls)
+        quotes = lines.marks.quotes
         self.escapes, self.plain = np.zeros(0, np.int64), lines.is_ascii
-        if b"\\" in data:
-            quotes = self._note_escapes(quotes)
+        self.angles = b"<" in data
+        if len(lines.marks.slashes):
+            quotes = self._note_escapes(quotes, lines.marks.slashes)
         begin = np.searchsorted(quotes, starts)
         counts = np.diff(begin, append=len(quotes))
         if (counts & 1).any():
@@ -219,7 +252,15 @@ class _Block:
         self.gaps = self.code(self.closes + 1, self.after)
 
     def code(self, starts: Ints, ends: Ints) -> Codes:
-        return self.words[starts] & _SHORTER[np.minimum(ends - starts, _WORD)]
+        """The first eight bytes of what begins and ends there."""
+        return self.word(starts) & _SHORTER[np.minimum(ends - starts, _WORD)]
+
+    def word(self, places: Ints) -> Codes:
+        """The eight bytes from each place on; of a place far behind the end, the last ones. Made of two words that they
+        stand in, because NumPy takes longer to read what is not aligned."""
+        at = np.minimum(places >> 3, len(self._words) - 2)
+        low = ((places & 7) << 3).view(np.uint64)
+        return (self._words[at] >> low) | (self._words[at + 1] << np.uint64(1) << (np.uint64(63) - low))
 
     def row_of(self, places: Ints) -> Ints:
         return np.searchsorted(self.ends, places)
@@ -229,9 +270,8 @@ class _Block:
         if len(places):
             self.regular[self.row_of(places)] = False
 
-    def _note_escapes(self, quotes: Ints) -> Ints:
+    def _note_escapes(self, quotes: Ints, slashes: Ints) -> Ints:
         """Notes where escapes begin; the quotes that are no part of one."""
-        slashes = places(self.letters == ord("\\"))
         follows = np.diff(slashes, prepend=-2) == 1
         if follows.any():  # of several in a row every other one is escaped
             count = np.arange(len(slashes))
@@ -262,10 +302,23 @@ class _Block:
         starts, ends = self.opens[strings], self.closes[strings]
         begin, stop = self._decode(starts, ends)
         if not len(begin):
-            return _joined(self.letters, starts, ends, np.arange(len(starts)), self.plain)
+            return self._joined(starts, ends, np.arange(len(starts)))
         firsts = np.arange(len(starts)) + np.searchsorted(begin, starts)
         starts, ends = (np.sort(np.append(*each), kind="stable") for each in ((starts, stop), (ends, begin)))
-        return _joined(self.letters, starts, ends, firsts, self.plain)
+        return self._joined(starts, ends, firsts)
+
+    def _joined(self, starts: Ints, ends: Ints, firsts: Ints) -> Pieces:
+        """Parts of the block, which are in order, behind each other; pieces begin with the parts of these numbers."""
+        offsets = np.empty(2 * len(starts), np.int32)
+        offsets[0::2], offsets[1::2] = starts, ends
+        # The parts, and what is between them. Not by `pa.array`, which imports pandas where there is one.
+        every = _as_arrow(pa.binary(), len(offsets) - 1, offsets, self.letters)
+        parts = _as_arrow(pa.int32(), len(starts), np.arange(0, len(offsets), 2, np.int32))
+        _, begins, data = pc.take(every, parts).buffers()
+        begin = np.frombuffer(begins, np.int32).astype(np.int64)
+        bounds = np.append(begin[firsts], begin[len(starts)])
+        buffer = memoryview(data if data is not None else b"")
+        return Pieces(buffer, bounds[:-1], bounds[1:], self.plain, self.angles or not self.plain)
 
     def _decode(self, starts: Ints, ends: Ints) -> tuple[Ints, Ints]:
         """Writes what the escapes in these strings mean over their ends; the bytes to be left out."""
@@ -302,19 +355,6 @@ def places(found: Mask) -> Ints:
     return np.concatenate(((words[within >> 3] << 3) + (within & 7), size + np.flatnonzero(found[size:])))
 
 
-def _joined(letters: Bytes, starts: Ints, ends: Ints, firsts: Ints, plain: bool) -> Pieces:
-    """Parts of some bytes, which are in order, behind each other; pieces begin with the parts of these numbers."""
-    offsets = np.empty(2 * len(starts), np.int32)
-    offsets[0::2], offsets[1::2] = starts, ends
-    # The parts, and what is between them. Not by `pa.array`, which imports pandas where there is one.
-    every = _as_arrow(pa.binary(), len(offsets) - 1, offsets, letters)
-    parts = _as_arrow(pa.int32(), len(starts), np.arange(0, len(offsets), 2, np.int32))
-    _, begins, data = pc.take(every, parts).buffers()
-    begin = np.frombuffer(begins, np.int32).astype(np.int64)
-    bounds = np.append(begin[firsts], begin[len(starts)])
-    return Pieces(data.to_pybytes() if data is not None else b"", bounds[:-1], bounds[1:], plain)
-
-
 def _as_arrow(kind: Any, count: int, *buffers: NDArray[Any]) -> Any:
     return pa.Array.from_buffers(kind, count, [None, *map(pa.py_buffer, buffers)])
 
@@ -334,7 +374,8 @@ class _Found:
         self.texts: dict[str, Ints] = {}
         self.chats: dict[str, tuple[Ints, Ints]] = {}
         self.numbers: dict[str, tuple[Ints, Ints]] = {}
-        self._closing: Ints | None = None
+        self._list: Ints | None = None
+        """For each row, the number of the list that was taken last, among those of the block."""
 
     def take(self, name: str, kind: str, *, last: bool) -> None:
         """Takes a column. A row that has no string left is not sure any more: no comma follows on its last one."""
@@ -351,8 +392,7 @@ class _Found:
             self.sure &= block.closes[self.at] - opens == len(name)
             for begin in range(_WORD, len(name), _WORD):
                 part = name[begin : begin + _WORD]
-                words = block.words[np.minimum(opens + begin, len(block.words) - 1)]
-                self.sure &= words & _SHORTER[len(part)] == _code(part)
+                self.sure &= block.word(opens + begin) & _SHORTER[len(part)] == _code(part)
 
     def _ends(self, last: bool) -> bytes:
         return b"}" if last else self.comma
@@ -372,8 +412,7 @@ class _Found:
         start, stop = block.closes[self.at] + 1 + len(self.colon), block.after[self.at] - len(end)
         self.sure &= (start < stop) & (stop - start <= _LONGEST_NUMBER)
         for place, text in ((start - len(self.colon), self.colon), (stop, end)):
-            words = block.words[np.clip(place, 0, len(block.words) - 1)]
-            self.sure &= words & _SHORTER[len(text)] == _code(text)
+            self.sure &= block.word(place) & _SHORTER[len(text)] == _code(text)
         self.numbers[name] = start, stop
         self.at = self.at + 1
 
@@ -381,22 +420,23 @@ class _Found:
         """A list of messages of two keys each: four strings a message after the column's name."""
         self.sure &= self._is(self.at, self.colon + b"[{")
         closing = self._closings
-        after = np.searchsorted(closing, self.at)
-        self.sure &= after < len(closing)
+        if not len(closing):
+            self.sure[:] = False
         if not self.sure.any():
             return
-        close = closing[np.minimum(after, len(closing) - 1)]
-        self.sure &= self._is(close, b"}]" + self._ends(last)) & ((close - self.at) & 3 == 0)
+        # Where a row is sure, there is no end of a list between one chat and the next.
+        self._list = np.searchsorted(closing, self.at) if self._list is None else self._list + 1
+        self._list = np.minimum(self._list, len(closing) - 1)
+        close = closing[self._list]
+        self.sure &= self._is(close, b"}]" + self._ends(last)) & (close > self.at) & ((close - self.at) & 3 == 0)
         self.chats[name] = self.at + 1, close
         self.at = close + 1
 
-    @property
+    @cached_property
     def _closings(self) -> Ints:
         """Strings after which a list of messages ends."""
-        if self._closing is None:
-            ends = [b"}]" + end for end in (b"}", self.comma)]
-            self._closing = np.flatnonzero((self.block.gaps == _code(ends[0])) | (self.block.gaps == _code(ends[1])))
-        return self._closing
+        ends = [b"}]" + end for end in (b"}", self.comma)]
+        return np.flatnonzero((self.block.gaps == _code(ends[0])) | (self.block.gaps == _code(ends[1])))
 
     def columns(self) -> Columns | None:
         block = self.block
@@ -466,8 +506,9 @@ class _Found:
     def _numbers(self, starts: Ints, stops: Ints) -> Numbers:
         """What is written there, each different one read once."""
         if (stops - starts).max() <= _WORD:
-            codes, which = np.unique(self.block.code(starts, stops), return_inverse=True)
-            written = [code.tobytes().rstrip(b"\0") for code in codes]
+            codes = _as_arrow(pa.uint64(), len(starts), self.block.code(starts, stops)).dictionary_encode()
+            which = np.frombuffer(codes.indices.buffers()[1], np.int32)
+            written = [code.to_bytes(_WORD, "little").rstrip(b"\0") for code in codes.dictionary.to_pylist()]
         else:
             data, known = self.block.letters.tobytes(), dict[bytes, int]()
             places = zip(starts.tolist(), stops.tolist(), strict=True)
