@@ -14,13 +14,14 @@ from __future__ import annotations
 import ctypes
 import mmap
 from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from threading import Event
-from typing import Any
+from threading import Event, local
+from typing import Any, cast
 
 import torch
 from accelerate import init_empty_weights
@@ -37,6 +38,8 @@ NAN = float("nan")
 _MAPPED = "_lies_in_a_mapped_file"
 _MADVISE = ctypes.CDLL(None).madvise
 _MADVISE.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+_RANDOM = ("normal_", "uniform_", "kaiming_uniform_")
+"""Methods of tensors, and functions of `torch.nn.init`, in which those of other names end."""
 BLOCK = 1 << 20
 """Elements of a matrix that are cast at once: 4 MB in float32, which stays in the processor's cache."""
 
@@ -49,13 +52,17 @@ class NotLayered(Exception):
 class Source:
     """Where a parameter comes from: tensors of the checkpoint, and what makes the parameter of them."""
 
-    transform: Any
-    """A WeightRenaming or WeightConverter of transformers'."""
+    transform: Any = None
+    """A WeightConverter of transformers'; None for a tensor that is the parameter."""
     tensors: list[tuple[str, str, Path]] = field(default_factory=list)
     """Key, source pattern of the transform, and file of each."""
 
     def load(self, target: str, model: Any) -> dict[str, Tensor]:
         """The parameters that it gives, by name; mapped from the files where nothing has to be computed."""
+        if self.transform is None:
+            key, _, path = self.tensors[0]
+            with safe_open(path, framework="pt") as file:
+                return {target: parameter_of(file.get_tensor(key), mapped=maps(path))}
         transform = deepcopy(self.transform)
         files = {path: safe_open(path, framework="pt") for path in {path for _, _, path in self.tensors}}
         mapped = set()
@@ -143,13 +150,26 @@ def outline(model_class: Any, config: Any) -> Any:
     While it is made, no tensors can be made in other threads. Raises NotLayered when the class cannot be built so.
     """
     try:
-        with init_empty_weights(include_buffers=False):
+        with init_empty_weights(include_buffers=False), Unfilled():
             model = model_class._from_config(
                 config, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
             )
     except (ValueError, TypeError, AttributeError, ImportError) as error:
         raise NotLayered(f"{type(error).__name__}: {error}") from error
     return model.eval().requires_grad_(False)
+
+
+class Unfilled(TorchFunctionMode):
+    """Leaves tensors that have no memory as they are where they would be filled with random numbers: torch does that in
+    Python, for which it imports sympy first, 0.3 s of processor time."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func.__name__ in _RANDOM:
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **kwargs)
 
 
 def _placeholder(shape: torch.Size) -> nn.Parameter:
@@ -171,12 +191,11 @@ def _storage(tensor: Tensor) -> int:
 class Float32(TorchFunctionMode):
     """Computes in float32 with weights of another type, without a float32 copy of any of them. One for each thread."""
 
-    def __init__(self, stop: Event | None = None) -> None:
+    def __init__(self, stop: Event | None = None, workers: Workers | None = None) -> None:
         super().__init__()
         self._stop = stop
         """Set from outside, it ends the computation with NotLayered."""
-        self._block = torch.empty(BLOCK)
-        """Written again and again: what is not allocated is not left behind in the thread's heap either."""
+        self._workers = workers
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if self._stop is not None and self._stop.is_set():
@@ -191,17 +210,51 @@ class Float32(TorchFunctionMode):
         outputs, inputs = weight.shape
         if weight.dtype == input.dtype or inputs > BLOCK:
             return F.linear(input, weight.to(input.dtype), bias)
-        flat, step = input.reshape(-1, inputs), BLOCK // inputs
-        mapped = getattr(weight, _MAPPED, False)
+        flat = input.reshape(-1, inputs)
         result = flat.new_empty(outputs, flat.shape[0])
-        for start in range(0, outputs, step):
-            rows = weight[start : start + step]
-            block = self._block[: rows.numel()].view(rows.shape).copy_(rows)
-            if mapped:
-                let_go(rows)
-            torch.mm(block, flat.t(), out=result[start : start + step])
+        multiply = partial(_multiply, weight, flat.t(), result)
+        if self._workers is None:
+            multiply(0, outputs)
+        else:
+            self._workers.share(multiply, outputs, BLOCK // inputs)
         summed = result.t() if bias is None else result.t() + bias
         return summed.reshape(*input.shape[:-1], outputs)
+
+
+class Workers:
+    """Threads that share a matrix, so that no core waits for a model's one forward pass while others have nothing to
+    do."""
+
+    def __init__(self, pool: ThreadPoolExecutor, count: int):
+        self._pool, self._count = pool, count
+
+    def share(self, work: Callable[[int, int], None], rows: int, least: int) -> None:
+        """Call `work(first, end)` for parts of so many rows, each of `least` or more."""
+        step = max(least, -(-rows // self._count))
+        jobs = [self._pool.submit(work, first, min(first + step, rows)) for first in range(0, rows, step)]
+        for job in jobs:
+            job.result()
+
+
+_memory = local()
+
+
+def _block() -> Tensor:
+    """The thread's memory for a block: what is not allocated again and again is not left behind in its heap either."""
+    if not hasattr(_memory, "block"):
+        _memory.block = torch.empty(BLOCK)
+    return cast(Tensor, _memory.block)
+
+
+def _multiply(weight: Tensor, columns: Tensor, result: Tensor, first: int, end: int) -> None:
+    """The rows of the product from `first` to `end`, the weight cast to float32 by blocks."""
+    step, mapped = BLOCK // weight.shape[1], getattr(weight, _MAPPED, False)
+    for start in range(first, end, step):
+        rows = weight[start : min(start + step, end)]
+        block = _block()[: rows.numel()].view(rows.shape).copy_(rows)
+        if mapped:
+            let_go(rows)
+        torch.mm(block, columns, out=result[start : start + len(rows)])
 
 
 def _as_computed(module: nn.Module, tensor: Tensor) -> Tensor:
@@ -265,8 +318,9 @@ def _sources(folder: Path, model: Any) -> dict[str, Source]:
             target, pattern = rename_source_key(key, [], [], prefix, known)
         if target not in known:
             continue  # as transformers does: a head that is not wanted, or a buffer that older versions saved
-        transform = of_pattern[pattern] if pattern else WeightRenaming(key, target)
-        found.setdefault(target, Source(transform)).tensors.append((key, pattern or key, path))
+        found.setdefault(target, Source(of_pattern[pattern] if pattern else None)).tensors.append(
+            (key, pattern or key, path)
+        )
     return found
 
 

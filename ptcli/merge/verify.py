@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from random import Random
 from threading import Event
 from typing import Any
 
@@ -25,7 +26,8 @@ from torch import Tensor
 
 from ptcli.errors import PtcliError, WorkError
 from ptcli.merge.handover import untie_embeddings
-from ptcli.merge.layered import Float32, Layered, NotLayered, outline
+from ptcli.merge.layered import Float32, Layered, NotLayered, Unfilled, Workers, outline
+from ptcli.merge.machine import worker_count
 from ptcli.merge.model import ITEM_BYTES, MergePlan, Progress, Verification
 from ptcli.merge.quiet import quiet_libraries
 from ptcli.merge.structure import check_numbers, check_structure
@@ -159,15 +161,16 @@ def _both_layered(
     whole: Callable[[], None] = lambda: None,
     sound: set[str] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Logits (prompts, tokens, vocabulary) of reference and merged model, each computed by one thread."""
-    stop = Event()
-    with ThreadPoolExecutor(1) as pool, _set_when_left(stop):
+    """Logits (prompts, tokens, vocabulary) of reference and merged model, which run beside each other."""
+    stop, cores = Event(), worker_count()
+    with ThreadPoolExecutor(1) as pool, ThreadPoolExecutor(cores) as threads, _set_when_left(stop):
+        workers = Workers(threads, cores)
         model = _outline(plan, folder, True)
         first = _layered(plan, folder, False, progress)
-        computed = pool.submit(_run, first, plan, Float32(stop))
+        computed = pool.submit(_run, first, plan, Float32(stop, workers))
         whole()
         second = _of_merged(folder, model, sound)
-        merged, reference = _run(second, plan, Float32(stop)), computed.result()
+        merged, reference = _run(second, plan, Float32(stop, workers)), computed.result()
     if not reference.isfinite().all():
         raise NotLayered("base and adapter give numbers that are not finite")
     return reference, merged
@@ -269,7 +272,8 @@ def _head(plan: MergePlan) -> str | None:
 
 def _with_adapter(model: Any, plan: MergePlan, *, lean: bool = False) -> Any:
     """`lean`: without making the adapter's tensors twice. Not where PEFT makes them of the base's, as for PiSSA."""
-    return peft.PeftModel.from_pretrained(model, str(plan.adapter), low_cpu_mem_usage=lean).eval()
+    with Unfilled():
+        return peft.PeftModel.from_pretrained(model, str(plan.adapter), low_cpu_mem_usage=lean).eval()
 
 
 def brought_by(adapter: Path) -> frozenset[str]:
@@ -293,7 +297,8 @@ def prompts_for(plan: MergePlan, embeddings: Any) -> Tensor:
     """Token ids (PROMPTS, LENGTH): random ones from a seed, and among them those that the adapter trains or adds."""
     rows = next(each for each in embeddings.parameters() if each.ndim == 2).shape[0]
     rows = min(rows, plan.config_changes.get("vocab_size", rows))
-    ids = torch.randint(rows, (PROMPTS, LENGTH), generator=torch.Generator().manual_seed(SEED))
+    random = Random(SEED)  # torch's takes more imports, see `lean.skip_python_operators`
+    ids = torch.tensor([[random.randrange(rows) for _ in range(LENGTH)] for _ in range(PROMPTS)])
     trained = plan.adapter_config.get("trainable_token_indices") or []
     listed = [index for each in trained.values() for index in each] if isinstance(trained, dict) else list(trained)
     wanted = [rows - 1, *listed][: LENGTH // 2]

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
 from ptcli.errors import WorkError
-from ptcli.merge.lean import imported_quickly, skip_bitsandbytes, skip_compiler, skip_distributed, skip_triton
+from ptcli.merge.lean import (
+    imported_quickly,
+    quicken_transformers,
+    skip_bitsandbytes,
+    skip_compiler,
+    skip_distributed,
+    skip_python_operators,
+    skip_triton,
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,6 +38,8 @@ def import_libraries() -> None:
     """What verification needs of torch, transformers and PEFT."""
     skip_bitsandbytes()
     skip_triton()
+    skip_python_operators()
+    quicken_transformers()
     with imported_quickly():
         skip_distributed()
         skip_compiler()

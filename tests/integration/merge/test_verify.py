@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from threading import Barrier, Thread
@@ -21,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from ptcli.errors import Interrupted, WorkError
 from ptcli.merge import verify
-from ptcli.merge.layered import Float32, maps, parameter_of
+from ptcli.merge.layered import Float32, Unfilled, Workers, maps, parameter_of
 from ptcli.merge.model import MergePlan, Verification
 from ptcli.merge.plan import plan_merge
 from ptcli.merge.run import run_merge
@@ -284,14 +286,77 @@ LEAN = """
 import sys
 from ptcli.merge.verify_child import import_libraries
 import_libraries()
-assert "torch._dynamo.utils" not in sys.modules and "torch.distributed.tensor" not in sys.modules
+loaded = {"torch._dynamo.utils", "torch.distributed.tensor", "torch._decomp", "sympy"} & sys.modules.keys()
+assert not loaded, loaded
 import torch
 from transformers import masking_utils
 assert type(masking_utils.TransformGetItemToIndex()).__name__ == "TransformGetItemToIndex"
 assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(2)).tolist() == [2, 2]
-assert torch._dynamo.__file__
+assert torch._dynamo.__file__ and torch._meta_registrations.__file__
 """
 
 
 def test_the_process_that_verifies_does_without_the_compiler_until_it_is_asked_for() -> None:
     subprocess.run([sys.executable, "-c", LEAN], check=True)
+
+
+STRUCTURE = """
+import importlib.metadata, json
+import_libraries()
+import transformers
+from transformers.utils.import_utils import PACKAGE_DISTRIBUTION_MAPPING as distributions
+assert distributions["PIL"] == ["pillow"] and distributions.get("no_such_package") is None
+assert importlib.metadata.packages_distributions()["PIL"] == ["pillow"]
+print(json.dumps([transformers._class_to_module, transformers.models._class_to_module], sort_keys=True))
+"""
+
+
+def test_transformers_finds_all_of_its_classes_when_it_looks_quickly() -> None:
+    ways = "from ptcli.merge.verify_child import import_libraries", "def import_libraries() -> None: pass"
+    quick, plain = (
+        subprocess.run([sys.executable, "-c", way + STRUCTURE], check=True, capture_output=True).stdout for way in ways
+    )
+    assert quick == plain
+    assert b"LlamaForCausalLM" in quick
+
+
+MANY = """
+import pickle, sys
+from ptcli.merge.verify_child import import_libraries
+import_libraries()
+from ptcli.merge.verify import verify_merge
+for plan, folder in pickle.load(sys.stdin.buffer):
+    print(verify_merge(plan, folder, progress=lambda *_: None))
+"""
+
+
+def test_the_process_that_verifies_finds_what_this_one_does(tmp_path: Path) -> None:
+    merges = [make_merge(tmp_path / kind, kind, **(TEXT if kind == "qwen2_vl" else ALL)) for kind in FAMILIES]
+    there = subprocess.run(
+        [sys.executable, "-c", MANY], check=True, input=pickle.dumps(merges), capture_output=True
+    ).stdout.decode()
+    assert there.splitlines() == [str(check(plan, folder)) for plan, folder in merges]
+
+
+def test_threads_share_a_matrix() -> None:
+    weight = torch.randn(1000, 8192, generator=torch.Generator().manual_seed(1)).bfloat16()
+    with ThreadPoolExecutor(3) as pool, Float32(workers=Workers(pool, 3)):
+        found = torch.nn.functional.linear(torch.eye(8192)[:5], weight, torch.ones(1000))
+    assert torch.equal(found, weight[:, :5].t().float() + 1)
+
+
+def test_a_thread_that_fails_ends_the_computation() -> None:
+    def fails(first: int, end: int) -> None:
+        raise ValueError(f"{first} to {end}")
+
+    with ThreadPoolExecutor(2) as pool, pytest.raises(ValueError, match="0 to 4"):
+        Workers(pool, 2).share(fails, rows=7, least=1)
+
+
+def test_only_tensors_without_memory_are_left_unfilled() -> None:
+    with Unfilled():
+        layer = torch.nn.Linear(50, 50)
+        torch.nn.init.normal_(torch.empty(1 << 30, device="meta"))
+        torch.nn.init.kaiming_uniform_(tensor=torch.empty(1 << 15, 1 << 15, device="meta"))
+    assert 0.01 < layer.weight.std() < 1
+    assert len(layer.weight.unique()) > 1000
