@@ -521,7 +521,7 @@ def _text_pair(table: Table) -> Judged:
 
 def _letters(texts: Texts, lengths: Ints) -> Ints:
     """Letters of the first so many bytes of each text."""
-    if not (texts.bytes > 127).any():
+    if texts.pieces.plain:
         return lengths
     begin = np.concatenate(([0], np.cumsum((texts.bytes & 0xC0) != 0x80)))
     return begin[texts.starts + lengths] - begin[texts.starts]

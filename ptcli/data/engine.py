@@ -15,7 +15,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from ptcli.data.choosing import Chosen, all_jobs, sampled_jobs
-from ptcli.data.looking import Given, Job, Look, PreparedEntry, Seen, given, rows_of
+from ptcli.data.looking import LONGEST_ROWS, Given, Job, Look, PreparedEntry, Seen, given, rows_of
 from ptcli.data.model import Context, Hit, Profile, Row
 from ptcli.data.read.blocks import SIZE, Block, bytes_of, cut, read_lines
 from ptcli.data.read.sources import DataFile
@@ -33,8 +33,6 @@ _LARGE = 4 * SIZE
 """Bytes of a block, which has a very long line then, that is looked at with no other one beside it."""
 _MOST_WORKERS = 16
 """With more of them memory grows, and the parent is what takes the time."""
-LONGEST = 64
-"""The longest rows, which the token rules always see."""
 _MOST_BYTES = 16 << 20
 """Bytes of the rows kept for the token rules, of the longest and of the others each."""
 
@@ -139,7 +137,7 @@ def examine(
     """Look at the rows of one split.
 
     `sample`: only so many rows, from places spread over the files; all where None. `token_rows`: rows that are given
-    back for the token rules, spread as well, besides the LONGEST. `full`: `tokens` checks every row in the workers.
+    back for the token rules, spread as well, besides the longest. `full`: `tokens` checks every row in the workers.
 
     Raises:
         WorkError: when a worker was killed.
@@ -208,7 +206,7 @@ class _Together:
         self._note_place(job.block, job.entry, first, seen)
         self.sample += [(size, number + first, row) for size, number, row in seen.sample]
         self.longest += [(size, number + first, row) for size, number, row in seen.longest]
-        if len(self.sample) > 4 * self.most or len(self.longest) > 4 * LONGEST:
+        if len(self.sample) > 4 * self.most or len(self.longest) > 4 * LONGEST_ROWS:
             self._drop_some()
         if seen.tally is not None:
             self._merge_tokens(seen.tally, first)
@@ -226,7 +224,7 @@ class _Together:
         self.examined.places.append(Place(first, entry, block.file, start, block.stop, self.file_first, is_text))
 
     def _drop_some(self) -> None:
-        self.longest = sorted(self.longest, key=lambda given: (-given[0], given[1]))[:LONGEST]
+        self.longest = sorted(self.longest, key=lambda given: (-given[0], given[1]))[:LONGEST_ROWS]
         self.longest = list(_within(self.longest))
         step = -(-len(self.sample) // self.most) if self.most else 1
         self.sample = self.sample[::step] if step > 1 else self.sample

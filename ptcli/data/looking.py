@@ -25,6 +25,8 @@ from ptcli.data.transforms import TransformError
 if TYPE_CHECKING:
     from ptcli.data.tokens import TokenChecker
 
+LONGEST_ROWS = 64
+"""The longest rows, which the token rules always see."""
 _LONGEST = 16
 """The longest rows of one block that are given back."""
 _MOST_GIVEN = 4 << 20
@@ -103,6 +105,8 @@ class Look:
     def __init__(self, entries: Sequence[PreparedEntry], context: Context | None, tokens: TokenChecker | None):
         self.entries, self.context, self.tokens = entries, context, tokens
         self.schemas = Schemas(Facts(context)) if context is not None else None
+        self._lengths: list[int] = []
+        """Of the longest lines that this process saw."""
         self._columnar: Any = None
         if self.schemas is not None and tokens is None and sum(entry.source.size for entry in entries) > LARGE:
             from ptcli.data import columnar, scan  # before the fork, so that workers share them
@@ -172,7 +176,17 @@ class Look:
         some = random.Random(job.block.start).sample(range(len(lines)), min(job.wanted, len(lines)))
         seen.sample = list(_short(lines, some))
         longest = columns.longest(_LONGEST) if columns is not None else _longest(lines)
-        seen.longest = list(_short(lines, longest))
+        seen.longest = list(self._not_shorter(_short(lines, longest)))
+
+    def _not_shorter(self, lines: Iterable[Given]) -> Iterator[Given]:
+        """Those that may be among the LONGEST_ROWS of all: sending the others costs more than finding them."""
+        for line in lines:
+            if len(self._lengths) < LONGEST_ROWS:
+                heapq.heappush(self._lengths, line[0])
+                yield line
+            elif line[0] > self._lengths[0]:
+                heapq.heapreplace(self._lengths, line[0])
+                yield line
 
     def _count(self, job: Job) -> Seen:
         """Which rows there are, of a block whose rows are all read before any is chosen."""

@@ -75,7 +75,7 @@ def test_workers_come_to_the_same(tmp_path: Path, workers: int, suffix: str) -> 
     assert examined.place(500) == f"{path.name}:501"
     assert list(examined.profile.digests).count(examined.profile.digests[7]) == 2
     assert examined.profile.columns == {("text",): 1002}
-    assert 100 <= len(examined.token_sample) <= 100 + engine.LONGEST
+    assert 100 <= len(examined.token_sample) <= 100 + engine.LONGEST_ROWS
 
 
 @pytest.mark.usefixtures("small_blocks")
