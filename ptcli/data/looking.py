@@ -8,13 +8,24 @@ import pickle
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from ptcli.data.fast import Schemas, look
 from ptcli.data.model import Context, Hit, Profile, Row
-from ptcli.data.read.blocks import TEXT, Block, bytes_of, cut, lines_from, read_lines, read_rows, split_lines
+from ptcli.data.read.blocks import (
+    TEXT,
+    Block,
+    bytes_of,
+    cut,
+    lines_from,
+    read_beyond,
+    read_lines,
+    read_rows,
+    split_lines,
+)
 from ptcli.data.read.sources import Source
 from ptcli.data.read.tables import count_rows
 from ptcli.data.read.text import LONGEST, TOO_LONG, Bad, decode_line
@@ -37,6 +48,7 @@ _TOKEN_BATCH = 512
 LARGE = 16 << 20
 """Bytes of data for which importing pyarrow takes less time than it saves."""
 
+_Read = TypeVar("_Read")
 Transform = Callable[[Row], Row | None]
 Sized = tuple[Row | Bad, int]
 """A row, or what is none, and its bytes."""
@@ -108,10 +120,12 @@ class Look:
         self._lengths: list[int] = []
         """Of the longest lines that this process saw."""
         self._columnar: Any = None
+        self._beyond = 0
         if self.schemas is not None and tokens is None and sum(entry.source.size for entry in entries) > LARGE:
             from ptcli.data import columnar, scan  # before the fork, so that workers share them
 
             self._columnar, self._lines_of, self._layouts = columnar, scan.lines_of, columnar.Layouts(self.schemas)
+            self._beyond = scan.BEYOND
 
     def __call__(self, job: Job) -> Seen:
         if job.counts:
@@ -149,11 +163,14 @@ class Look:
 
     def _look_at_lines(self, job: Job, seen: Seen, checker: Checker) -> None:
         """The same for lines, most of which need not become rows."""
-        data = _lines_or_fault(job.block)
-        if isinstance(data, Bad):
-            seen.profile.hit(_unreadable(job.block, data), 0)
+        read = _or_fault(job.block, partial(read_beyond, beyond=self._beyond))
+        if isinstance(read, Bad):
+            seen.profile.hit(_unreadable(job.block, read), 0)
             return
-        columns = self._lines_of(data) if self._columnar else None
+        data, size = read
+        columns = self._lines_of(data, size) if self._columnar else None
+        if columns is None and size < len(data):
+            data = data[:size]
         lines = columns if columns is not None else _split(data)
         unreadable: set[int] = set()
 
@@ -172,7 +189,7 @@ class Look:
             self._columnar.look(columns, checker, self._layouts, slow)
         else:
             look(lines, data, checker, self.schemas, slow)
-        seen.raw, seen.bytes = len(lines), len(data)
+        seen.raw, seen.bytes = len(lines), size
         some = random.Random(job.block.start).sample(range(len(lines)), min(job.wanted, len(lines)))
         seen.sample = list(_short(lines, some))
         longest = columns.longest(_LONGEST) if columns is not None else _longest(lines)
@@ -266,7 +283,7 @@ def _of_block(block: Block) -> Iterator[Sized]:
     if block.fault or block.file.format not in TEXT:
         yield from ((row, 0 if isinstance(row, Bad) else _size(row)) for row in read_rows(block))
         return
-    lines = _lines_or_fault(block)
+    lines = _or_fault(block, read_lines)
     if isinstance(lines, Bad):
         yield lines, 0
         return
@@ -274,9 +291,10 @@ def _of_block(block: Block) -> Iterator[Sized]:
         yield decode_line(line), len(line)
 
 
-def _lines_or_fault(block: Block) -> bytes | Bad:
+def _or_fault(block: Block, read: Callable[[Block], _Read]) -> _Read | Bad:
+    """What is read of a block of lines."""
     try:
-        return read_lines(block) if bytes_of(block) <= LONGEST else Bad(f"has a line that {TOO_LONG}")
+        return read(block) if bytes_of(block) <= LONGEST else Bad(f"has a line that {TOO_LONG}")
     except OSError as error:
         return Bad(f"cannot be read: {error.strerror}")
 
@@ -284,7 +302,7 @@ def _lines_or_fault(block: Block) -> bytes | Bad:
 def _count_as_written(block: Block) -> int:
     if block.file.format not in TEXT:
         return count_rows(block.file, block.start, block.stop)
-    lines = _lines_or_fault(block)
+    lines = _or_fault(block, read_lines)
     if isinstance(lines, Bad):
         return 1
     blank = lines[:1].isspace() or any(b"\n" + space in lines for space in (b"\n", b"\r", b" ", b"\t", b"\v", b"\f"))

@@ -26,6 +26,8 @@ Codes = NDArray[np.uint64]
 """The first eight bytes of something, as a number; zero bytes behind what is shorter."""
 
 _WORD = 8
+BEYOND = 2 * _WORD
+"""Bytes that are read with the last ones of a block, whatever they are."""
 _SHORTER: Codes = np.array([(1 << 8 * size) - 1 for size in range(_WORD)] + [2**64 - 1], np.uint64)
 """What is left of a code of so many bytes."""
 _ESCAPED: Bytes = np.zeros(256, np.uint8)
@@ -36,6 +38,8 @@ _DIGITS: NDArray[np.int32] = np.full(256, -(1 << 16), np.int32)
 _DIGITS[list(b"0123456789abcdefABCDEF")] = [*range(16), *range(10, 16)]
 _NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 _LONGEST_NUMBER = 40
+_MEMORY = pa.system_memory_pool()
+"""Of which `ptcli.data.workers` has the freed memory kept; Arrow's own gives it back to the system after every block."""
 SYSTEM, USER, ASSISTANT, OTHER = range(4)
 _AT_ONCE = 1 << 18
 """Bytes of a block that are looked at together."""
@@ -59,9 +63,9 @@ class Marks:
 class Lines(Sequence[bytes]):
     """The lines of a block, each of which begins and ends as one object does: cut off when they are asked for."""
 
-    def __init__(self, data: bytes, ends: Ints, marks: Marks):
-        self.data, self.ends, self.marks = data, ends, marks
-        self.is_ascii = data.isascii()
+    def __init__(self, data: bytes, ends: Ints, marks: Marks, is_ascii: bool):
+        self.data, self.ends, self.marks, self.is_ascii = data, ends, marks, is_ascii
+        """The data goes on for at least BEYOND bytes, of whatever kind, behind the last line's end."""
         self.starts = np.concatenate(([0], ends[:-1] + 1))
 
     def __len__(self) -> int:
@@ -85,33 +89,42 @@ class Lines(Sequence[bytes]):
         return long[np.argsort(lengths[long], kind="stable")][:most].tolist()
 
 
-def lines_of(data: bytes) -> Lines | None:
-    """The lines of a block; None where some are blank, or no objects written in one line each."""
-    if not (data.startswith(b"{") and data.endswith((b"}", b"}\n"))) or len(data) > _LONGEST:
+def lines_of(data: bytes, size: int | None = None) -> Lines | None:
+    """The lines of a block; None where some are blank, or no objects written in one line each.
+
+    Only the first `size` bytes of the data are the block. Data that do not go on behind it are copied.
+    """
+    size = len(data) if size is None else size
+    if not (data.startswith(b"{") and data.endswith((b"}", b"}\n"), 0, size)) or size > _LONGEST:
         return None
-    letters = np.frombuffer(data, np.uint8)
-    marks = places(_marked(letters))
+    if len(data) < size + BEYOND:
+        data = data[:size] + bytes(BEYOND)
+    letters = np.frombuffer(data, np.uint8)[:size]
+    marked, is_ascii = _marked(letters)
+    marks = places(marked)
     kinds = letters[marks]
     is_quote = kinds == ord('"')
     others = np.flatnonzero(~is_quote)
     quotes, others, kinds = marks[is_quote], marks[others], kinds[others]
     slashes, ends = others[kinds == ord("\\")], others[kinds == ord("\n")]
     controls = others[(kinds < 32) & (kinds != ord("\n"))]
-    if not data.endswith(b"\n"):
-        ends = np.append(ends, len(data))
+    if letters[-1] != ord("\n"):
+        ends = np.append(ends, size)
     # Two objects that follow each other do not stand inside another, so that no row spans two lines.
     regular = (letters[ends - 1] == ord("}")).all() and (letters[ends[:-1] + 1] == ord("{")).all()
-    return Lines(data, ends, Marks(quotes, slashes, controls)) if regular else None
+    return Lines(data, ends, Marks(quotes, slashes, controls), is_ascii) if regular else None
 
 
-def _marked(letters: Bytes) -> Mask:
-    """Which are quotes, backslashes or control characters: told of so many at once as are in the fastest memory."""
-    found = np.empty(len(letters), np.bool_)
+def _marked(letters: Bytes) -> tuple[Mask, bool]:
+    """Which are quotes, backslashes or control characters, and whether all are ASCII: told of so many at once as are in
+    the fastest memory."""
+    found, largest = np.empty(len(letters), np.bool_), 0
     for begin in range(0, len(letters), _AT_ONCE):
         part, marked = letters[begin : begin + _AT_ONCE], found[begin : begin + _AT_ONCE]
         np.less(part ^ 2, 33, out=marked)  # this puts the quote, which is 34, beside those below 32
         marked |= part == ord("\\")
-    return found
+        largest = max(largest, part.max())
+    return found, largest < 128
 
 
 # --- what is found -----------------------------------------------------------------------------------------------
@@ -183,7 +196,7 @@ def read(lines: Lines, columns: Sequence[Column], wanted: Iterable[str]) -> Colu
     pieces. None where a block is not UTF-8, or has no other
     row like its first one.
     """
-    if not lines.is_ascii and not _is_text(lines.data):
+    if not lines.is_ascii and not _is_text(memoryview(lines.data)[: lines.ends[-1]]):
         return None
     block = _Block(lines)
     if not len(block.opens):
@@ -194,9 +207,9 @@ def read(lines: Lines, columns: Sequence[Column], wanted: Iterable[str]) -> Colu
     return found.columns()
 
 
-def _is_text(data: bytes) -> bool:
+def _is_text(data: memoryview) -> bool:
     try:
-        data.decode()
+        str(data, "utf-8")
     except UnicodeDecodeError:
         return False
     return True
@@ -218,10 +231,8 @@ class _Block:
     def __init__(self, lines: Lines):
         data, starts, ends = lines.data, lines.starts, lines.ends
         self.ends = ends
-        self.letters: Bytes = np.empty((len(data) // _WORD + 2) * _WORD, np.uint8)
-        self.letters[: len(data)] = np.frombuffer(data, np.uint8)
-        self.letters[len(data) :] = 0
-        self._words: Codes = self.letters.view("<u8")
+        self.letters: Bytes = np.frombuffer(data, np.uint8)
+        self._words: Codes = np.frombuffer(data, "<u8", len(data) // _WORD)
         self.regular: Mask = np.ones(len(ends), np.bool_)
         self.refuse(lines.marks.controls)
         quotes = lines.marks.quotes
@@ -298,52 +309,61 @@ class _Block:
         self.refuse(long[(codes < 0) | (codes >> 11 == 0xD800 >> 11)])
 
     def decoded(self, strings: Ints) -> Pieces:
-        """These strings, which are in order and regular rows', without their escapes. To be called once."""
+        """These strings, which are in order and regular rows', without their escapes."""
         starts, ends = self.opens[strings], self.closes[strings]
-        begin, stop = self._decode(starts, ends)
-        if not len(begin):
-            return self._joined(starts, ends, np.arange(len(starts)))
-        firsts = np.arange(len(starts)) + np.searchsorted(begin, starts)
-        starts, ends = (np.sort(np.append(*each), kind="stable") for each in ((starts, stop), (ends, begin)))
-        return self._joined(starts, ends, firsts)
+        string = np.searchsorted(starts, self.escapes, side="right") - 1
+        inside = (string >= 0) & (self.escapes < ends[string]) if len(starts) else np.zeros(len(string), np.bool_)
+        escapes, string = self.escapes[inside], string[inside]
+        if not len(escapes):
+            letters, begins = self._joined(starts, ends)
+            return self._pieces(letters, begins)
+        # What an escape stands for is written over its end, where the next part begins.
+        kinds = self.letters[escapes + 1]
+        long = np.flatnonzero(kinds == ord("u"))
+        codes = self._letter_codes(escapes[long])
+        stops = escapes + 1
+        stops[long] += 5 - _utf8_length(codes)
+        firsts = np.arange(len(starts)) + np.searchsorted(escapes, starts)
+        starts, ends = (np.sort(np.append(*each), kind="stable") for each in ((starts, stops), (ends, escapes)))
+        letters, begins = self._joined(starts, ends)
+        at = begins[string + 1 + np.arange(len(string))]
+        letters[at] = _ESCAPED[kinds]
+        _write_utf8(letters, at[long], codes)
+        return self._pieces(letters, np.append(begins[firsts], begins[-1]))
 
-    def _joined(self, starts: Ints, ends: Ints, firsts: Ints) -> Pieces:
-        """Parts of the block, which are in order, behind each other; pieces begin with the parts of these numbers."""
+    def _pieces(self, letters: Bytes, begins: Ints) -> Pieces:
+        return Pieces(letters.data, begins[:-1], begins[1:], self.plain, self.angles or not self.plain)
+
+    def _joined(self, starts: Ints, ends: Ints) -> tuple[Bytes, Ints]:
+        """Parts of the block, which are in order, behind each other; where they begin, and where the last one ends."""
         offsets = np.empty(2 * len(starts), np.int32)
         offsets[0::2], offsets[1::2] = starts, ends
         # The parts, and what is between them. Not by `pa.array`, which imports pandas where there is one.
         every = _as_arrow(pa.binary(), len(offsets) - 1, offsets, self.letters)
         parts = _as_arrow(pa.int32(), len(starts), np.arange(0, len(offsets), 2, np.int32))
-        _, begins, data = pc.take(every, parts).buffers()
-        begin = np.frombuffer(begins, np.int32).astype(np.int64)
-        bounds = np.append(begin[firsts], begin[len(starts)])
-        buffer = memoryview(data if data is not None else b"")
-        return Pieces(buffer, bounds[:-1], bounds[1:], self.plain, self.angles or not self.plain)
-
-    def _decode(self, starts: Ints, ends: Ints) -> tuple[Ints, Ints]:
-        """Writes what the escapes in these strings mean over their ends; the bytes to be left out."""
-        string = np.searchsorted(starts, self.escapes, side="right") - 1
-        begin = self.escapes[(string >= 0) & (self.escapes < ends[string])] if len(starts) else self.escapes[:0]
-        kinds = self.letters[begin + 1]
-        self.letters[begin + 1] = _ESCAPED[kinds]
-        stop = begin + 1
-        long = np.flatnonzero(kinds == ord("u"))
-        stop[long] = self._write_letters(begin[long])
-        return begin, stop
+        _, begins, data = pc.take(every, parts, memory_pool=_MEMORY).buffers()
+        letters = np.frombuffer(data if data is not None else b"", np.uint8)
+        letters = letters if letters.flags.writeable else letters.copy()
+        return letters, np.frombuffer(begins, np.int32)[: len(starts) + 1].astype(np.int64)
 
     def _letter_codes(self, places: Ints) -> Ints:
         """What is written as `\\uXXXX` at these places; negative where it is not."""
         digits = [_DIGITS[self.letters[np.minimum(places + at, len(self.letters) - 1)]] for at in (2, 3, 4, 5)]
         return (digits[0] << 12) + (digits[1] << 8) + (digits[2] << 4) + digits[3]
 
-    def _write_letters(self, places: Ints) -> Ints:
-        """UTF-8 of the escapes at these places, written to their ends; where it begins."""
-        codes, letters = self._letter_codes(places), self.letters
-        one, three = codes < 0x80, codes >= 0x800
-        letters[places + 5] = np.where(one, codes, 0x80 | (codes & 0x3F))
-        letters[places[~one] + 4] = np.where(three, 0x80 | (codes >> 6 & 0x3F), 0xC0 | codes >> 6)[~one]
-        letters[places[three] + 3] = (0xE0 | codes >> 12)[three]
-        return places + np.where(one, 5, np.where(three, 3, 4))
+
+def _utf8_length(codes: Ints) -> Ints:
+    """Bytes of characters below 0x10000."""
+    return np.where(codes < 0x80, 1, np.where(codes < 0x800, 2, 3))
+
+
+def _write_utf8(letters: Bytes, at: Ints, codes: Ints) -> None:
+    """Writes characters below 0x10000 to these places."""
+    lengths = _utf8_length(codes)
+    letters[at] = np.choose(lengths - 1, (codes, 0xC0 | codes >> 6, 0xE0 | codes >> 12))
+    last = at + lengths - 1
+    letters[last[lengths > 1]] = (0x80 | codes & 0x3F)[lengths > 1]
+    letters[(at + 1)[lengths > 2]] = (0x80 | codes >> 6 & 0x3F)[lengths > 2]
 
 
 def places(found: Mask) -> Ints:

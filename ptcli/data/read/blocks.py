@@ -71,13 +71,21 @@ def split_lines(lines: bytes) -> Iterator[bytes]:
 
 def read_lines(block: Block) -> bytes:
     """The lines that begin in a block, the last one whole. Raises OSError."""
+    return read_beyond(block, 0)[0]
+
+
+def read_beyond(block: Block, beyond: int) -> tuple[bytes, int]:
+    """The same lines, with up to so many bytes of what follows on them, and how many bytes are theirs."""
     if block.lines is not None:
-        return block.lines
+        return block.lines, len(block.lines)
     with open(block.file.path, "rb", buffering=0) as file:
         start, stop = _extent(file, block)
         file.seek(start)
-        data = _read(file, stop - start)
-    return data.removeprefix(_BOM) if start == 0 else data
+        data = _read(file, stop - start + beyond)
+    size = min(len(data), stop - start)
+    if start == 0 and data.startswith(_BOM):
+        return data.removeprefix(_BOM), max(size - len(_BOM), 0)
+    return data, size
 
 
 def bytes_of(block: Block) -> int:

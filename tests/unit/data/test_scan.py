@@ -136,3 +136,30 @@ def test_places() -> None:
         for share in (0.0, 0.01, 0.5, 1.0):
             found = random.random(size) < share
             assert scan.places(found).tolist() == np.flatnonzero(found).tolist()
+
+
+@pytest.mark.parametrize("beyond", [b"", b"{", b'\\"{"a": \xff\x00', '{"id": "数", "text": "\u2028"}'.encode() * 9])
+@pytest.mark.parametrize("newline", ["", "\n"])
+def test_what_follows_on_a_block_is_not_looked_at(beyond: bytes, newline: str) -> None:
+    random = Random(1)
+    rows = [row(random) | {"text": f"数{number}\t"} for number in range(50)]
+    data = ("\n".join(json.dumps(each, ensure_ascii=False) for each in rows) + newline).encode()
+    block = scan.lines_of(data + beyond, len(data))
+    assert block is not None
+    assert list(block) == data.splitlines()
+    columns = scan.read(block, COLUMNS, {"messages", "text"})
+    assert columns is not None
+    assert columns.regular.all()
+    assert pieces(columns, columns.texts["text"]) == [each["text"] for each in rows]
+
+
+def test_strings_are_decoded_again() -> None:
+    """Decoding does not change the lines."""
+    lines = [json.dumps({"text": text}) for text in ('a\n"b" é\u1234', "\t\\") * 20]
+    block = scan.lines_of("\n".join(lines).encode())
+    assert block is not None
+    for _ in range(2):
+        columns = scan.read(block, [("text", "str")], {"text"})
+        assert columns is not None
+        assert pieces(columns, range(2)) == ['a\n"b" é\u1234', "\t\\"]
+    assert [line.decode() for line in block] == lines

@@ -17,7 +17,7 @@ import pytest
 import zstandard
 
 from ptcli.data.read import blocks
-from ptcli.data.read.blocks import Block, cut, lines_from, read_rows
+from ptcli.data.read.blocks import Block, cut, lines_from, read_beyond, read_lines, read_rows
 from ptcli.data.read.sources import resolve
 from ptcli.data.read.text import Bad
 from ptcli.recipe.model import DataEntry
@@ -56,6 +56,26 @@ def test_every_row_once_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     path = tmp_path / f"a.jsonl{suffix}"
     path.write_bytes(COMPRESS[suffix](b"\xef\xbb\xbf\r\n\n" + lines(ROWS).replace(b"\n", b"\r\n\n") + b'{"n": 300}'))
     assert read(path) == ([*ROWS, {"n": 300}], "")
+
+
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("size", [64, 1 << 22])
+def test_lines_with_what_follows_on_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, bom: bytes
+) -> None:
+    monkeypatch.setattr(blocks, "SIZE", size)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(bom + lines(ROWS[:20]))
+    (file,) = resolve(DataEntry(path=str(path)), ("path",)).files
+    at = 0
+    for block in cut(file):
+        data, count = read_beyond(block, 16)
+        assert data[:count] == read_lines(block)
+        if count:  # where no line begins, anything may follow
+            assert lines(ROWS[:20])[at:].startswith(data)
+            assert 0 <= len(data) - count <= 16
+        at += count
+    assert at == len(lines(ROWS[:20]))
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
