@@ -528,11 +528,12 @@ def _letters(texts: Texts, lengths: Ints) -> Ints:
 
 
 def _shared(one: Texts, other: Texts) -> Ints:
-    """The bytes that two texts share at their beginning."""
+    """The bytes that two texts share at their beginning; 0 where they stand at the very end of the buffer."""
     most = np.minimum(one.lengths, other.lengths)
     shared = np.zeros_like(most)
-    windows = _windows(one)
-    rows = np.arange(len(most))
+    places = max(len(one.bytes) - _WINDOW + 1, 0)
+    windows = np.ndarray((places,), f"V{_WINDOW}", one.bytes, strides=(1,))
+    rows = np.flatnonzero(np.maximum(one.starts, other.starts) + most < places)
     while len(rows):
         mine, others = (windows[texts.starts[rows] + shared[rows]] for texts in (one, other))
         apart = mine.view(np.uint8).reshape(-1, _WINDOW) != others.view(np.uint8).reshape(-1, _WINDOW)
@@ -541,9 +542,3 @@ def _shared(one: Texts, other: Texts) -> Ints:
         shared[rows] += np.where(ended, first, _WINDOW)
         rows = rows[~ended & (shared[rows] < most[rows])]
     return np.minimum(shared, most)
-
-
-def _windows(texts: Texts) -> NDArray[np.void]:
-    """The bytes from each place of the buffer on."""
-    padded = np.concatenate((texts.bytes, np.zeros(_WINDOW, np.uint8)))
-    return np.ndarray((len(texts.bytes) + 1,), f"V{_WINDOW}", padded, strides=(1,))
