@@ -90,7 +90,9 @@ class Cluster:
 def slurm_cluster(folder: Path) -> Iterator[Cluster]:
     """Start munged, slurmctld and two slurmd, and end them, by their ids, with all jobs that are left."""
     started: list[subprocess.Popen[bytes]] = []
-    env = {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": _SEARCH, "PTCLI_MASTER_ADDR": "127.0.0.1"}
+    # n1 and n2 are names to Slurm alone.
+    here = dict.fromkeys(("PTCLI_MASTER_ADDR", "PTCLI_ROLLOUTS_ADDR"), "127.0.0.1")
+    env = {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": _SEARCH} | here
     _prepare(folder)
     cluster = Cluster(folder, env)
     try:

@@ -125,7 +125,8 @@ def plan_job(plan: Plan, recipe: Recipe, program: str, *, resume_from: str | Non
         len({token for step in plan.steps if step.node == node for token in step.gpus}) for node in range(plan.nodes)
     ]
     gpus = max(used)
-    cpus = spec.cpus_per_task or CPUS_PER_GPU * gpus or int(plan.batch["world_size"]) // plan.nodes
+    processes = int(plan.batch["world_size"]) // (plan.nodes - serves_apart(plan.recipe))
+    cpus = spec.cpus_per_task or CPUS_PER_GPU * gpus or processes
     named = recipe.model_copy(update={"output_dir": str(plan.output_dir)})
     script = _script(plan, recipe, "ptcli" if spec.container else program, gpus, cpus, resume_from)
     files = {RECIPE_FILE: dump_recipe(named), SCRIPT_FILE: script}

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from ptcli.plan.machine import free_ports
 from tests.slurm_cluster import Cluster, missing, slurm_cluster
 
 pytestmark = [
@@ -33,6 +34,24 @@ training:
   logging_steps: 1
   save_strategy: "no"
 launch: {device: cpu, env: {PACE_TOKEN: "${oc.env:PACE_TOKEN}"}}
+callbacks: [{use: "pace.py:Pace"}]
+"""
+ONLINE_STEPS = 8
+ONLINE = """\
+method: grpo
+model: {path: "builtin:tiny"}
+data: {train: [{path: "builtin:arithmetic"}]}
+rewards: [{use: "ptcli.builtin.rewards:exact_match"}]
+training:
+  max_steps: 8
+  num_generations: 4
+  per_device_train_batch_size: 4
+  max_completion_length: 16
+  learning_rate: 1e-3
+  logging_steps: 1
+  save_strategy: "no"
+rollouts: {nodes: 1, port: %d, group_port: %d, max_model_len: 128}
+launch: {device: cpu, env: {PACE_TOKEN: "${oc.env:PACE_TOKEN}"}, slurm: {time: 30}}
 callbacks: [{use: "pace.py:Pace"}]
 """
 PACE = """\
@@ -136,6 +155,34 @@ def test_a_person_ends_a_job_with_a_checkpoint(cluster: Cluster, recipe: Path) -
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "143:0", "0"), said(run)
     assert (status(run)["state"], status(run)["exit_code"]) == ("stopped", 143)
     assert list(run.glob("checkpoint-*")) == [run / f"checkpoint-{status(run)['step']}"]
+
+
+def test_a_rollout_server_has_the_last_node(cluster: Cluster, recipe: Path) -> None:
+    """It samples from the trainer's weights, also in a second job that goes on from the checkpoint of the first."""
+    recipe.write_text(ONLINE % tuple(free_ports(count=2)))
+    job = submit(cluster, recipe)
+    run = Path(job["output_dir"])
+    wait_for_step(run, 2)
+    cluster.run("scancel", "--batch", "--signal=TERM", str(job["job"]))
+    ended = cluster.wait(job["job"], ENDED, 120)
+    assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "143:0"), said(run)
+    stopped = status(run)
+    assert (stopped["state"], stopped["exit_code"]) == ("stopped", 143)
+    assert 2 <= stopped["step"] < ONLINE_STEPS
+    assert [path.name for path in run.glob("checkpoint-*")] == [f"checkpoint-{stopped['step']}"]
+
+    again = ptcli_train(run / "slurm/recipe.yaml", "--launcher", "slurm", "--resume", "--json", env=cluster.env)
+    second = json.loads(again.stdout)["job"]
+    assert cluster.wait(second, ENDED, 300)["JobState"] == "COMPLETED", said(run)
+    assert status(run)["state"] == "finished"
+    plan = json.loads((run / "plan.json").read_text())
+    assert [(step["name"], step["node"]) for step in plan["steps"]] == [("rollouts", 1), ("trainer", 0)]
+    assert (run / "slurm/rank0").read_text() == f"n1 {len(TOKEN)}"
+    assert said(run).count("this is node 1: serving rollouts") == 2
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    differences = {row["step"]: row["sampling/sampling_logp_difference/max"] for row in rows if "loss" in row}
+    assert list(differences) == list(range(1, ONLINE_STEPS + 1))
+    assert max(differences.values()) < 1e-4, "the server has the trainer's weights"
 
 
 def test_a_run_that_fails_is_not_queued_again(cluster: Cluster, recipe: Path) -> None:

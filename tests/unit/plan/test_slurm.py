@@ -129,6 +129,8 @@ def test_options_of_slurm_are_those_of_the_recipe() -> None:
         ("grpo", {"gpus": 4}, {"rollouts": {"url": "http://10.0.0.1:8000"}, **ONLINE}, (1, 4, 16)),
         ("grpo", {"gpus": 4}, {"rollouts": {"mode": "colocate", "gpu_memory_utilization": 0.3}, **ONLINE}, (1, 4, 16)),
         ("sft", {"device": "cpu", "nodes": 3, "processes": 2}, {}, (3, 0, 2)),
+        ("grpo", {"device": "cpu"}, {"rollouts": {"nodes": 1}, **ONLINE}, (2, 0, 1)),
+        ("grpo", {"device": "cpu", "nodes": 2, "processes": 2}, {"rollouts": {"nodes": 1}, **ONLINE}, (3, 0, 2)),
     ],
 )
 def test_nodes_gpus_and_cores_follow_from_the_recipe(
