@@ -143,8 +143,8 @@ class _Found:
         block, end = self.block, self._ends(last)
         start, stop = block.closes[self.at] + 1 + len(self.colon), block.after[self.at] - len(end)
         self.sure &= (start < stop) & (stop - start <= _LONGEST_NUMBER)
-        for place, text in ((start - len(self.colon), self.colon), (stop, end)):
-            self.sure &= block.word(place) & SHORTER[len(text)] == _code(text)
+        self.sure &= block.gaps[self.at] & SHORTER[len(self.colon)] == _code(self.colon)
+        self.sure &= block.word(stop) & SHORTER[len(end)] == _code(end)
         self.numbers[name] = start, stop
         self.at = self.at + 1
 

@@ -27,6 +27,8 @@ class Marks:
     """Where some bytes of a block stand."""
 
     quotes: Ints
+    before: Ints
+    """For each line, the quotes before it."""
     slashes: Ints
     controls: Ints
     """Control characters other than line ends."""
@@ -77,14 +79,17 @@ def lines_of(data: bytes, size: int | None = None) -> Lines | None:
     kinds = letters[marks]
     is_quote = kinds == ord('"')
     others = np.flatnonzero(~is_quote)
+    before = others - np.arange(len(others))
     quotes, others, kinds = marks[is_quote], marks[others], kinds[others]
-    slashes, ends = others[kinds == ord("\\")], others[kinds == ord("\n")]
-    controls = others[(kinds < 32) & (kinds != ord("\n"))]
+    is_end = kinds == ord("\n")
+    slashes, controls = others[kinds == ord("\\")], others[(kinds < 32) & ~is_end]
+    ends, before = others[is_end], np.append(0, before[is_end])
     if letters[-1] != ord("\n"):
         ends = np.append(ends, size)
+    before = before[: len(ends)]
     # Two objects that follow each other do not stand inside another, so that no row spans two lines.
     regular = (letters[ends - 1] == ord("}")).all() and (letters[ends[:-1] + 1] == ord("{")).all()
-    return Lines(data, ends, Marks(quotes, slashes, controls), is_ascii) if regular else None
+    return Lines(data, ends, Marks(quotes, before, slashes, controls), is_ascii) if regular else None
 
 
 def _marked(letters: Bytes) -> tuple[Mask, bool]:

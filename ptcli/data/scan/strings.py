@@ -56,12 +56,15 @@ class Strings:
         self._words: Codes = np.frombuffer(data, "<u8", len(data) // WORD)
         self.regular: Mask = np.ones(len(ends), np.bool_)
         self.refuse(lines.marks.controls)
-        quotes = lines.marks.quotes
+        quotes, begin = lines.marks.quotes, lines.marks.before
         self.escapes, self.plain = np.zeros(0, np.int64), lines.is_ascii
         self.angles = b"<" in data
         if len(lines.marks.slashes):
-            quotes = self._note_escapes(quotes, lines.marks.slashes)
-        begin = np.searchsorted(quotes, starts)
+            escaped = self._note_escapes(lines.marks.slashes)
+            if len(escaped):
+                kept = np.ones(len(quotes), np.bool_)
+                kept[np.searchsorted(quotes, escaped)] = False
+                quotes, begin = quotes[kept], begin - np.searchsorted(escaped, starts)
         counts = np.diff(begin, append=len(quotes))
         if (counts & 1).any():
             odd = (counts & 1).astype(np.bool_)
@@ -102,8 +105,8 @@ class Strings:
         if len(places):
             self.regular[self.row_of(places)] = False
 
-    def _note_escapes(self, quotes: Ints, slashes: Ints) -> Ints:
-        """Notes where escapes begin; the quotes that are no part of one."""
+    def _note_escapes(self, slashes: Ints) -> Ints:
+        """Notes where escapes begin; the quotes that are part of one."""
         follows = np.diff(slashes, prepend=-2) == 1
         if follows.any():  # of several in a row every other one is escaped
             count = np.arange(len(slashes))
@@ -113,12 +116,7 @@ class Strings:
         uncommon = slashes[~_COMMON[kinds]]
         if len(uncommon):
             self._look_at(uncommon)
-        escaped = slashes[kinds == ord('"')] + 1
-        if not len(escaped):
-            return quotes
-        kept = np.ones(len(quotes), np.bool_)
-        kept[np.searchsorted(quotes, escaped)] = False
-        return quotes[kept]
+        return slashes[kinds == ord('"')] + 1
 
     def _look_at(self, escapes: Ints) -> None:
         """Refuses rows with wrong escapes, and those with surrogates, a pair of which is one letter."""
