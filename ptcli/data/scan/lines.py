@@ -16,7 +16,7 @@ Bytes = NDArray[np.uint8]
 WORD = 8
 BEYOND = 2 * WORD
 """Bytes that are read with the last ones of a block, whatever they are."""
-_AT_ONCE = 1 << 18
+_AT_ONCE = 1 << 19
 """Bytes of a block that are looked at together."""
 _LONGEST = 8 << 20
 """Bytes of a block, which has a long line then, beyond which it is not looked at: that takes several times its size."""
@@ -74,8 +74,7 @@ def lines_of(data: bytes, size: int | None = None) -> Lines | None:
     if len(data) < size + BEYOND:
         data = data[:size] + bytes(BEYOND)
     letters = np.frombuffer(data, np.uint8)[:size]
-    marked, is_ascii = _marked(letters)
-    marks = places(marked)
+    marks, is_ascii = _marks(letters)
     kinds = letters[marks]
     is_quote = kinds == ord('"')
     others = np.flatnonzero(~is_quote)
@@ -92,16 +91,17 @@ def lines_of(data: bytes, size: int | None = None) -> Lines | None:
     return Lines(data, ends, Marks(quotes, before, slashes, controls), is_ascii) if regular else None
 
 
-def _marked(letters: Bytes) -> tuple[Mask, bool]:
-    """Which are quotes, backslashes or control characters, and whether all are ASCII: told of so many at once as are in
-    the fastest memory."""
-    found, largest = np.empty(len(letters), np.bool_), 0
+def _marks(letters: Bytes) -> tuple[Ints, bool]:
+    """Where quotes, backslashes and control characters are, and whether all is ASCII: told of so many letters at once
+    as fit into the fastest memory with what is made of them."""
+    found, largest = [], 0
     for begin in range(0, len(letters), _AT_ONCE):
-        part, marked = letters[begin : begin + _AT_ONCE], found[begin : begin + _AT_ONCE]
-        np.less(part ^ 2, 33, out=marked)  # this puts the quote, which is 34, beside those below 32
+        part = letters[begin : begin + _AT_ONCE]
+        marked = part ^ 2 < 33  # this puts the quote, which is 34, beside those below 32
         marked |= part == ord("\\")
+        found.append(places(marked) + begin)
         largest = max(largest, part.max())
-    return found, largest < 128
+    return np.concatenate(found), largest < 128
 
 
 def places(found: Mask) -> Ints:
