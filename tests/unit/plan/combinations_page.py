@@ -86,9 +86,22 @@ TESTED = (
     Tested(f"{_HERE}::test_four_bits_split_by_fsdp", ("grpo",), ("fsdp2",), ("adapter, 4 bits",), "transformers"),
     Tested(f"{_HERE}::test_quantised_and_whole", ("sft",), ("ddp",), ("adapter, 8 bits",)),
     Tested(f"{_HERE}::test_quantised_and_whole", ("sft",), ("zero2",), ("adapter, 4 bits",)),
+    Tested(
+        "tests/integration/test_methods.py::test_smoke", ("xpo", "ppo", "gkd"), ("single",), rollouts="transformers"
+    ),
+    Tested("tests/long/test_methods.py::test_smoke", ("nash_md",), ("single",), rollouts="transformers"),
+    Tested(
+        "tests/long/test_adapters.py::test_smoke", ("grpo",), ("single",), ("adapter", "adapter, 4 bits"),
+        "transformers",
+    ),
     Tested(_GENERATE, _under("zero3"), ("zero3",), rollouts="transformers"),
     Tested(_GENERATE, _under("fsdp"), ("fsdp2",), rollouts="transformers"),
     Tested(f"{_GENERATE}_with_an_adapter", ("grpo",), ("zero3", "fsdp2"), ("adapter",), "transformers"),
+    Tested("tests/integration/test_server_methods.py::test_rloo", ("rloo",), ("single",), rollouts="server"),
+    Tested(
+        "tests/long/test_server_methods.py::test_the_server_has_the_trained_weights",
+        ("online_dpo", "distillation", "minillm"), ("single",), rollouts="server",
+    ),
     Tested(f"{_STRATEGIES}::test_grpo_follows_the_server", ("grpo",), ("ddp", "zero3", "fsdp2"), rollouts="server"),
     Tested(_MERGED, ("grpo",), ("ddp", "zero3", "fsdp2"), ("adapter",), "server"),
     Tested(_MERGED, ("grpo",), ("ddp", "zero3"), ("adapter, 4 bits",), "server"),
@@ -99,8 +112,12 @@ TESTED = (
         "transformers",
     ),
     Tested("tests/integration/test_methods.py::test_smoke", ("grpo",), ("zero2",), rollouts="server"),
-    Tested("tests/long/test_methods.py::test_smoke", ("rloo", "online_dpo", "minillm"), ("zero2",), rollouts="server"),
+    Tested(
+        "tests/long/test_methods.py::test_smoke", ("rloo", "online_dpo", "minillm", "distillation"), ("zero2",),
+        rollouts="server",
+    ),
     Tested("tests/long/test_rollouts_parallel.py::test_two_trainer_processes", ("grpo",), ("ddp",), rollouts="server"),
+    Tested("tests/integration/test_colocate.py::test_the_command", ("grpo",), ("single",), rollouts="colocate"),
     Tested("tests/long/test_colocate.py::test_smoke_with_two_processes", ("grpo",), ("ddp",), rollouts="colocate"),
 )  # fmt: skip
 
