@@ -23,9 +23,9 @@ HEAVY_MODULES = {
     "ptcli.__main__", "ptcli.rollouts.gloo", "ptcli.rollouts.gloo_engine", "ptcli.rollouts.client",
     "ptcli.rollouts.colocate", "ptcli.rollouts.quantized",
     "ptcli.recipe.generate_catalogue", "ptcli.builtin.build", "ptcli.builtin.train_model",
-    "ptcli.builtin.make_tokenizer", "ptcli.data.columnar", "ptcli.data.scan",
+    "ptcli.builtin.make_tokenizer", "ptcli.data.columnar",
 }  # fmt: skip
-HEAVY_ROOMS = ("ptcli.train", "ptcli.doctor.math", "ptcli.merge")
+HEAVY_ROOMS = ("ptcli.train", "ptcli.data.scan", "ptcli.doctor.math", "ptcli.merge")
 LIGHT_IN_HEAVY_ROOM = {
     "ptcli.merge", "ptcli.merge.adapter", "ptcli.merge.base", "ptcli.merge.experts", "ptcli.merge.headers",
     "ptcli.merge.hub", "ptcli.merge.identity", "ptcli.merge.lean", "ptcli.merge.libtorch", "ptcli.merge.machine",
