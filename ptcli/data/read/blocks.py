@@ -75,13 +75,14 @@ def read_lines(block: Block) -> bytes:
 
 
 def read_beyond(block: Block, beyond: int) -> tuple[bytes, int]:
-    """The same lines, with up to so many bytes of what follows on them, and how many bytes are theirs."""
+    """The same lines, with up to so many bytes of what follows on them, and how many bytes are theirs. Nothing follows
+    where they are so many that nobody can have them twice in memory."""
     if block.lines is not None:
         return block.lines, len(block.lines)
     with open(block.file.path, "rb", buffering=0) as file:
         start, stop = _extent(file, block)
         file.seek(start)
-        data = _read(file, stop - start + beyond)
+        data = _read(file, stop - start + (beyond if stop - start <= 4 * SIZE else 0))
     size = min(len(data), stop - start)
     if start == 0 and data.startswith(_BOM):
         return data.removeprefix(_BOM), max(size - len(_BOM), 0)
