@@ -65,8 +65,7 @@ def read(lines: Lines, columns: Sequence[Column], wanted: Iterable[str]) -> Colu
     """The columns of a block of lines, as far as they can be told.
 
     `columns` are those of the first row, in its order; of those of text and of chats, only the wanted are among the
-    pieces. None where a block is not UTF-8, or has no other
-    row like its first one.
+    pieces. None where a block is not UTF-8, or has no other row like its first one.
     """
     if not lines.is_ascii and not _is_text(memoryview(lines.data)[: lines.ends[-1]]):
         return None
